@@ -1,0 +1,57 @@
+# What this project can do with itself. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+WASM_TARGET := wasm32-wasip2
+GUESTS := $(notdir $(patsubst %/,%,$(dir $(wildcard guest-plugins/*/Cargo.toml))))
+TEST_GUESTS := $(notdir $(patsubst %/,%,$(dir $(wildcard tests/guests/*/Cargo.toml))))
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+PYTHON := .venv/bin/python
+
+.PHONY: help run test check guests test-guests wasm-target test-tools fmt clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+
+run: guests ## Build everything and show the demo
+	cargo run --package pulse-notifier -- demo --once
+
+test: test-tools guests test-guests ## Install what the tests need and run them all
+	cargo fmt --all --check
+	cargo build --workspace $(addprefix --exclude ,$(GUESTS) $(TEST_GUESTS))
+	cargo test
+	cargo clippy --all-targets -- --deny warnings
+
+check: wasm-target ## Only what a compiler can say: formatting and lints
+	cargo fmt --all --check
+	cargo clippy --all-targets -- --deny warnings
+	cargo clippy --target $(WASM_TARGET) $(addprefix --package ,$(GUESTS) $(TEST_GUESTS)) -- --deny warnings
+
+guests: wasm-target ## Build the plugins into plugins/
+	cargo build --target $(WASM_TARGET) --profile guest $(addprefix --package ,$(GUESTS))
+	mkdir -p plugins
+	for guest in $(GUESTS); do install -m 644 $(TARGET_DIR)/$(WASM_TARGET)/guest/$$guest.wasm plugins/.$$guest.new; mv plugins/.$$guest.new plugins/$$guest.wasm; done
+
+test-guests: wasm-target
+	cargo build --target $(WASM_TARGET) --profile guest $(addprefix --package ,$(TEST_GUESTS))
+
+wasm-target:
+	@rustup target list --installed | grep -qx $(WASM_TARGET) || rustup target add $(WASM_TARGET)
+
+# The real servers that tests start for themselves: RabbitMQ from Debian, an SMTP server from PyPI.
+test-tools:
+	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || { \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$sudo apt-get update; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install --yes --no-install-recommends rabbitmq-server; }
+	@cmp -s tests/requirements.txt .venv/installed.txt || { \
+	  python3 -m venv --clear .venv && $(PYTHON) -m pip install --quiet --requirement tests/requirements.txt && \
+	  cp tests/requirements.txt .venv/installed.txt; }
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clean: ## Remove everything that was built
+	cargo clean
+	rm -rf plugins .venv

@@ -1,0 +1,102 @@
+-- Times are milliseconds since 1970, UTC. Texts that guests or tasks wrote are blobs.
+
+CREATE TABLE event (
+    id          INTEGER PRIMARY KEY,
+    key         BLOB    NOT NULL UNIQUE,        -- what makes a repeat the same event
+    tenant      TEXT    NOT NULL,
+    status      TEXT    NOT NULL,
+    task_id     TEXT    NOT NULL,
+    run_id      INTEGER,
+    delivery    BLOB    NOT NULL,               -- the message, JSON: to handle it again
+    received_ms INTEGER NOT NULL,
+    state       TEXT    NOT NULL CHECK (state IN ('planned', 'deferred', 'dead')),
+    reason      BLOB,                           -- why it is deferred or dead
+    due_ms      INTEGER,                        -- when a deferred event is handled again
+    tries       INTEGER NOT NULL DEFAULT 0      -- how often it was deferred
+) STRICT;
+CREATE INDEX event_due ON event (due_ms) WHERE state = 'deferred';
+CREATE INDEX event_received ON event (received_ms);
+
+CREATE TABLE invocation (
+    id         INTEGER PRIMARY KEY,
+    event_id   INTEGER NOT NULL REFERENCES event (id) ON DELETE CASCADE,
+    generation INTEGER NOT NULL,                -- 0 for the delivery, then one more for each replay
+    identity   TEXT    NOT NULL,
+    plugin     TEXT    NOT NULL,
+    digest     BLOB    NOT NULL,                -- of the version that ran
+    state      TEXT    NOT NULL CHECK (state IN ('done', 'retry', 'failed', 'faulted', 'refused', 'dead')),
+    reason     BLOB,
+    refusals   BLOB,                            -- what it asked for and did not get, a JSON list
+    log        BLOB,                            -- its log lines, a JSON list
+    cpu_us     INTEGER NOT NULL,
+    memory_max INTEGER NOT NULL,                -- bytes
+    due_ms     INTEGER,                         -- when a retry runs
+    tries      INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (event_id, generation, identity, plugin)
+) STRICT;
+CREATE INDEX invocation_due ON invocation (due_ms) WHERE state = 'retry';
+
+CREATE TABLE effect (
+    id            BLOB    NOT NULL PRIMARY KEY,
+    invocation_id INTEGER NOT NULL REFERENCES invocation (id) ON DELETE CASCADE,
+    after         BLOB,                         -- the effect of the same plan that goes to the same recipient before it
+    call          BLOB    NOT NULL,             -- the call that asked for it, shared by the copies of one mail
+    tenant        TEXT    NOT NULL,
+    plugin        TEXT    NOT NULL,
+    destination   TEXT    NOT NULL,             -- sink/account: whom the sink talks to
+    recipient     BLOB    NOT NULL,
+    payload       BLOB    NOT NULL,             -- the effect, JSON
+    created_ms    INTEGER NOT NULL,
+    state         TEXT    NOT NULL CHECK (state IN ('pending', 'claimed', 'delivered', 'refused', 'dead', 'expired')),
+    reason        BLOB,                         -- the last answer
+    due_ms        INTEGER NOT NULL,
+    owner         TEXT,                         -- the courier that claimed it
+    lease_ms      INTEGER,                      -- until when the claim holds
+    attempt       INTEGER NOT NULL DEFAULT 0,   -- the number of the last attempt
+    failures      INTEGER NOT NULL DEFAULT 0,   -- attempts that count towards the next wait
+    in_doubt      INTEGER NOT NULL DEFAULT 0    -- attempts whose outcome nobody knows
+) STRICT, WITHOUT ROWID;
+CREATE INDEX effect_invocation ON effect (invocation_id);
+CREATE INDEX effect_due ON effect (destination, due_ms) WHERE state = 'pending';
+CREATE INDEX effect_lease ON effect (destination, lease_ms) WHERE state = 'claimed';
+
+CREATE TABLE attempt (
+    effect_id  BLOB    NOT NULL REFERENCES effect (id) ON DELETE CASCADE,
+    number     INTEGER NOT NULL,
+    owner      TEXT    NOT NULL,
+    started_ms INTEGER NOT NULL,
+    ended_ms   INTEGER,
+    outcome    TEXT    CHECK (outcome IN ('delivered', 'transient', 'permanent', 'suspended', 'in doubt', 'refused')),
+    answer     BLOB,
+    PRIMARY KEY (effect_id, number)
+) STRICT, WITHOUT ROWID;
+
+-- Destinations that cannot be talked to until a person mends something; one probe at a time.
+CREATE TABLE suspension (
+    destination TEXT    NOT NULL PRIMARY KEY,
+    reason      BLOB    NOT NULL,
+    since_ms    INTEGER NOT NULL,
+    probe_ms    INTEGER NOT NULL,               -- when the next probe is due
+    probes      INTEGER NOT NULL
+) STRICT;
+
+-- Deliveries that are no events.
+CREATE TABLE dead_delivery (
+    id          INTEGER PRIMARY KEY,
+    tenant      TEXT    NOT NULL,
+    exchange    TEXT    NOT NULL,
+    routing_key TEXT    NOT NULL,
+    reason      BLOB    NOT NULL,
+    sha256      BLOB    NOT NULL,
+    bytes       INTEGER NOT NULL,
+    body        BLOB    NOT NULL,               -- at most 1 MiB of it
+    received_ms INTEGER NOT NULL
+) STRICT;
+
+-- The bindings this service made, so that it can take back those no longer configured.
+CREATE TABLE binding (
+    queue       TEXT NOT NULL,
+    exchange    TEXT NOT NULL,
+    routing_key TEXT NOT NULL,
+    PRIMARY KEY (queue, exchange, routing_key)
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,108 @@
+//! The commands, one file each, and what their ends mean as exit codes. The only room that prints.
+#![expect(clippy::disallowed_macros, reason = "this is the room that prints")]
+
+mod check;
+mod demo;
+mod run;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::config::{ConfigError, Environment};
+use crate::registry::RegistryError;
+
+/// Turns CI events into notifications, with plugins that nobody has to trust.
+///
+/// Configured by environment variables: see the README, or `pulse-notifier check`.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Consume events and deliver notifications until told to stop
+    Run,
+    /// Show notifications made of sample events: needs no configuration and sends nothing
+    Demo(demo::Arguments),
+    /// Validate the configuration and explain what it amounts to
+    Check,
+}
+
+/// The configuration, or what it names, is not usable.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+struct PluginErrors(Vec<RegistryError>);
+
+/// Runs the command the arguments name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let environment = Environment::current();
+    match execute(arguments.command, &environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pulse-notifier: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
+    // Fails only when a provider is installed already, which then serves as well.
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let level = environment.text("LOG_LEVEL");
+    let done = match command {
+        Command::Run => {
+            start_log(log_level(level).unwrap_or(LevelFilter::INFO));
+            runtime.block_on(run::run(environment))
+        }
+        Command::Demo(arguments) => {
+            start_log(log_level(level).unwrap_or(LevelFilter::ERROR));
+            runtime.block_on(demo::run(arguments, environment))
+        }
+        Command::Check => {
+            start_log(LevelFilter::ERROR);
+            runtime.block_on(check::run(environment))
+        }
+    };
+    runtime.shutdown_background();
+    done
+}
+
+/// What an error means to whoever started us: 78 (EX_CONFIG) says that trying again without a change is pointless.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<ConfigError>() || error.is::<PluginErrors>() { ExitCode::from(78) } else { ExitCode::FAILURE }
+}
+
+/// Text on a terminal, JSON otherwise; always on standard error.
+fn start_log(level: LevelFilter) {
+    let filter = tracing_subscriber::filter::Targets::new()
+        .with_default(LevelFilter::WARN.min(level))
+        .with_target("pulse_notifier", level);
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
+    use tracing_subscriber::prelude::*;
+    if std::io::stderr().is_terminal() {
+        log.finish().with(filter).init();
+    } else {
+        log.json().flatten_event(true).finish().with(filter).init();
+    }
+}
+
+/// The level a name stands for, the predecessor's names included; an unknown one means INFO.
+fn log_level(name: Option<&str>) -> Option<LevelFilter> {
+    Some(match name?.to_ascii_uppercase().as_str() {
+        "TRACE" => LevelFilter::TRACE,
+        "DEBUG" | "NOTSET" => LevelFilter::DEBUG,
+        "WARN" | "WARNING" => LevelFilter::WARN,
+        "ERROR" | "CRITICAL" | "FATAL" => LevelFilter::ERROR,
+        _ => LevelFilter::INFO,
+    })
+}

@@ -1,0 +1,73 @@
+//! `check`: validates the configuration and says what it amounts to. Connects to nothing.
+
+use super::PluginErrors;
+use crate::config::{Config, DeliveryMode, Environment, SmtpSecurity};
+use crate::registry::Registry;
+use crate::sandbox::{Sandbox, Version};
+use crate::tenant::{QueueKind, Tenant};
+
+pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
+    let config = Config::from_environment(environment)?;
+    let sandbox = Sandbox::start()?;
+    let registry = Registry::load(&sandbox, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
+    explain_service(&config);
+    for tenant in &config.tenants {
+        explain_tenant(tenant);
+        for (_, version) in registry.all().filter(|(owner, _)| *owner == tenant.name) {
+            explain_plugin(tenant, version);
+        }
+    }
+    for note in &config.notes {
+        println!("note: {note}");
+    }
+    println!("ok");
+    Ok(())
+}
+
+fn explain_service(config: &Config) {
+    let broker = &config.broker;
+    let scheme = if broker.tls { "amqps" } else { "amqp" };
+    println!("broker       {scheme}://{}@{}:{} vhost {}", broker.login, broker.host, broker.port, broker.vhost);
+    println!("taskcluster  {}", config.taskcluster_root);
+    println!("store        {}", config.store);
+    println!("plugins      {}", config.plugins.display());
+    for (name, smtp) in &config.smtp {
+        let security = match smtp.security {
+            SmtpSecurity::StartTls => "STARTTLS",
+            SmtpSecurity::Tls => "TLS",
+            SmtpSecurity::None => "no TLS",
+        };
+        let login = if smtp.login.is_some() { "login and password" } else { "no login" };
+        println!("account      {name}: {}:{}, {security}, {login}, from {}", smtp.host, smtp.port, smtp.from);
+    }
+    if config.delivery == DeliveryMode::Capture {
+        println!("delivery     captured, nothing is sent");
+    }
+}
+
+fn explain_tenant(tenant: &Tenant) {
+    let declared = match tenant.queue.kind {
+        QueueKind::Plain => "durable, no arguments",
+        QueueKind::Classic => "durable, classic",
+        QueueKind::Quorum => "durable, quorum",
+    };
+    println!("tenant       {}", tenant.name);
+    println!("  queue      {} (used as it is; declared {declared} if absent)", tenant.queue.name);
+    for binding in &tenant.queue.bindings {
+        println!("  binding    {} {}", binding.exchange, binding.routing_key);
+    }
+    let identities: Vec<_> = tenant.identities.keys().map(String::as_str).collect();
+    if !identities.is_empty() {
+        println!("  identities {}", identities.join(", "));
+    }
+}
+
+fn explain_plugin(tenant: &Tenant, version: &Version) {
+    let digest: String = version.digest.to_string().chars().take(12).collect();
+    println!("  plugin     {} (sha256 {digest}…) imports {}", version.name, version.imports.join(", "));
+    let grant = tenant.plugins.get(&version.name).and_then(|terms| terms.grant.email.as_ref());
+    if let Some(email) = grant {
+        let recipients: Vec<_> = email.recipients.iter().map(ToString::to_string).collect();
+        println!("    may mail {} by account {}", recipients.join(", "), email.account);
+    }
+}

@@ -1,0 +1,220 @@
+//! `demo`: sample events through the very same path, into a database that goes away and a sink that sends nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::{Value, json};
+use sqlx::Row;
+use tokio::sync::mpsc;
+use url::Url;
+
+use super::PluginErrors;
+use super::run::Signals;
+use crate::config::{Environment, default_plugins};
+use crate::courier::sinks::Sink;
+use crate::effect::{Effect, Email, destination};
+use crate::grant::{EmailGrant, Grant, Pattern};
+use crate::intake::source::{Received, ndjson};
+use crate::intake::task::{MemoryTasks, Tasks};
+use crate::registry::Registry;
+use crate::sandbox::{Limits, Sandbox};
+use crate::service::{Parts, Service};
+use crate::store::Store;
+use crate::tenant::{PluginTerms, Queue, QueueKind, Tenant};
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// End once everything is delivered
+    #[arg(long)]
+    once: bool,
+    /// Print one JSON object for each effect
+    #[arg(long)]
+    json: bool,
+    /// Read events from this file instead, one JSON object a line: exchange, body, task; - for standard input
+    #[arg(long, value_name = "FILE")]
+    events: Option<PathBuf>,
+}
+
+pub(super) async fn run(arguments: Arguments, environment: &Environment) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir().context("make a temporary directory")?;
+    let service = start(environment, &folder.path().join("demo.db").display().to_string()).await?;
+    if !arguments.json {
+        println!("Sample events on their way: nothing is sent, and nothing is kept.\n");
+    }
+    let inlet = service.inlet(TENANT);
+    feed(&arguments, &service, &inlet).await?;
+    let mut signals = Signals::listen()?;
+    let mut shown = BTreeSet::new();
+    if arguments.once {
+        drop(inlet);
+        let store = service.store().clone();
+        let show_all = async {
+            while !service.is_idle().await? {
+                show(&store, arguments.json, &mut shown).await?;
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            show(&store, arguments.json, &mut shown).await
+        };
+        tokio::select! {
+            shown = show_all => shown?,
+            () = signals.next() => {}
+        }
+    } else {
+        let live = keep_going(&service, &inlet, arguments.json, &mut shown);
+        tokio::select! {
+            shown = live => shown?,
+            () = signals.next() => {}
+        }
+        drop(inlet);
+    }
+    service.drain(Duration::from_secs(5)).await;
+    if !arguments.json {
+        println!("{WHERE_TO_GO}");
+    }
+    Ok(())
+}
+
+async fn start(environment: &Environment, database: &str) -> anyhow::Result<Service> {
+    let plugins = environment.text("PN_PLUGINS").map_or_else(default_plugins, PathBuf::from);
+    let tenants = vec![tenant()];
+    let sandbox = Sandbox::start()?;
+    let registry = Registry::load(&sandbox, &plugins, &tenants).await;
+    let registry = registry.map_err(PluginErrors).context("the demo needs the built plugins (`make guests`)")?;
+    let root = Url::parse("https://firefox-ci-tc.services.mozilla.com").context("the root")?;
+    let sinks = BTreeMap::from([(destination("email", ACCOUNT), Arc::new(Sink::Capture))]);
+    let tasks = Tasks::Memory(MemoryTasks::new(root));
+    let keep = Duration::from_secs(60 * 60 * 24);
+    let store = format!("sqlite:{database}");
+    Service::start(Parts { store, tenants, tasks, sandbox, registry, sinks, keep }).await.context("start")
+}
+
+fn tenant() -> Tenant {
+    let grant =
+        Grant { email: Some(EmailGrant { account: ACCOUNT.into(), recipients: vec![Pattern::new("*@example.com")] }) };
+    let terms = PluginTerms { grant: Arc::new(grant), settings: Arc::default(), limits: Limits::default() };
+    let release_drivers = json!({"plugins": ["smtp"], "emails": ["release-drivers@example.com"]});
+    Tenant {
+        name: TENANT.into(),
+        queue: Queue { name: String::new(), kind: QueueKind::Plain, bindings: Vec::new() },
+        identities: release_drivers
+            .as_object()
+            .cloned()
+            .map(|map| ("release-drivers".into(), map))
+            .into_iter()
+            .collect(),
+        plugins: BTreeMap::from([("smtp".to_owned(), terms)]),
+    }
+}
+
+async fn feed(arguments: &Arguments, service: &Service, inlet: &mpsc::Sender<Received>) -> anyhow::Result<()> {
+    let Tasks::Memory(tasks) = service.tasks() else { return Ok(()) };
+    match &arguments.events {
+        None => ndjson::run(SAMPLES.as_bytes(), tasks, inlet).await,
+        Some(path) if path.as_os_str() == "-" => {
+            ndjson::run(tokio::io::BufReader::new(tokio::io::stdin()), tasks, inlet).await;
+        }
+        Some(path) => {
+            let file = tokio::fs::File::open(path).await.with_context(|| format!("read {}", path.display()))?;
+            ndjson::run(tokio::io::BufReader::new(file), tasks, inlet).await;
+        }
+    }
+    Ok(())
+}
+
+/// Shows what was delivered, and makes another event of a sample every few seconds.
+async fn keep_going(
+    service: &Service,
+    inlet: &mpsc::Sender<Received>,
+    json: bool,
+    shown: &mut BTreeSet<Vec<u8>>,
+) -> anyhow::Result<()> {
+    let Tasks::Memory(tasks) = service.tasks() else { return Ok(()) };
+    let mut samples = SAMPLES.lines().enumerate().cycle();
+    let mut next = tokio::time::interval(EVENT_EVERY);
+    next.tick().await;
+    loop {
+        tokio::select! {
+            _ = next.tick() => {
+                let Some((number, sample)) = samples.next() else { return Ok(()) };
+                let fresh = sample.replace("DemoTask", &format!("{:08x}", rand::random::<u32>()));
+                let delivery = ndjson::read(number + 1, &fresh, tasks)?;
+                inlet.send(Received { delivery, settler: crate::intake::source::Settler::Nobody }).await?;
+            }
+            () = tokio::time::sleep(LOOK_EVERY) => show(service.store(), json, shown).await?,
+        }
+    }
+}
+
+/// Shows the effects that have come to an end and were not shown yet, in the order of their events.
+async fn show(store: &Store, json: bool, shown: &mut BTreeSet<Vec<u8>>) -> anyhow::Result<()> {
+    let rows = sqlx::query(
+        "SELECT f.id, f.tenant, f.plugin, f.state, f.reason, f.payload, e.task_id, e.status FROM effect f \
+         JOIN invocation i ON i.id = f.invocation_id JOIN event e ON e.id = i.event_id \
+         WHERE f.state NOT IN ('pending', 'claimed') ORDER BY e.received_ms, e.task_id, i.id, f.id",
+    )
+    .fetch_all(store.reader())
+    .await?;
+    for row in rows {
+        if !shown.insert(row.try_get("id")?) {
+            continue;
+        }
+        let payload: Value = serde_json::from_slice(row.try_get("payload")?)?;
+        let state: String = row.try_get("state")?;
+        if json {
+            let text = |column: &str| row.try_get::<String, _>(column);
+            println!(
+                "{}",
+                json!({
+                    "tenant": text("tenant")?, "plugin": text("plugin")?, "capability": payload.get("capability"),
+                    "task_id": text("task_id")?, "status": text("status")?, "state": state, "payload": payload,
+                })
+            );
+        } else {
+            let reason: Option<Vec<u8>> = row.try_get("reason")?;
+            let reason = String::from_utf8_lossy(&reason.unwrap_or_default()).into_owned();
+            print(&row.try_get::<String, _>("status")?, &state, &reason, serde_json::from_value(payload)?);
+        }
+    }
+    Ok(())
+}
+
+fn print(status: &str, state: &str, reason: &str, effect: Effect) {
+    let Effect::Email(Email { recipient, to, subject, text, thread, .. }) = effect;
+    println!("── {status} ─ mail to {} ─ {state}", printable(&recipient));
+    if state != "delivered" {
+        println!("   {}\n", printable(reason));
+        return;
+    }
+    println!("   To: {}", printable(&to.join(", ")));
+    println!("   Subject: {}", printable(&subject));
+    if let Some(thread) = thread {
+        println!("   Thread: {}", printable(&thread));
+    }
+    println!();
+    for line in text.lines() {
+        println!("   {}", printable(line));
+    }
+    println!();
+}
+
+/// Foreign text with nothing in it that a terminal would obey.
+fn printable(text: &str) -> String {
+    let hidden = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect()
+}
+
+const TENANT: &str = "demo";
+const ACCOUNT: &str = "demo";
+const SAMPLES: &str = include_str!("demo.ndjson");
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const EVENT_EVERY: Duration = Duration::from_secs(3);
+const WHERE_TO_GO: &str = "\
+Each came from a sample event, through the sandboxed plugin, the database and the courier that real events take.
+  pulse-notifier demo --events FILE   your own events, one JSON object a line
+  pulse-notifier check                what your configuration amounts to
+  pulse-notifier run                  the real thing
+The README says how to configure it and how to write a plugin.";

@@ -1,0 +1,63 @@
+//! `run`: the service, until it is told to stop.
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::PluginErrors;
+use crate::config::{Config, Environment};
+use crate::intake::task::{HttpTasks, Tasks};
+use crate::registry::Registry;
+use crate::sandbox::Sandbox;
+use crate::service::{Parts, Service, sinks};
+
+pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
+    let config = Config::from_environment(environment)?;
+    for note in &config.notes {
+        tracing::warn!("{note}");
+    }
+    let mut signals = Signals::listen()?;
+    let sandbox = Sandbox::start()?;
+    let registry = Registry::load(&sandbox, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
+    for (tenant, version) in registry.all() {
+        tracing::info!(tenant, plugin = %version.name, digest = %version.digest, "plugin live");
+    }
+    let tasks = HttpTasks::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
+    let parts = Parts {
+        store: config.store.clone(),
+        tenants: config.tenants.clone(),
+        tasks: Tasks::Http(tasks),
+        sandbox,
+        registry,
+        sinks: sinks(&config).context("start the SMTP client")?,
+        keep: config.keep,
+    };
+    let service = Service::start(parts).await.context("start")?;
+    let _consuming = service.consume(&config);
+    signals.next().await;
+    tracing::info!(limit_s = config.drain.as_secs(), "stopping: a second signal leaves at once");
+    tokio::select! {
+        () = service.drain(config.drain) => tracing::info!("stopped"),
+        () = signals.next() => tracing::warn!("leaving at once: what was in hand is delivered again"),
+    }
+    Ok(())
+}
+
+/// The signals that ask to stop.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The only reader of files and of the environment. Enters: raw text. Leaves: a configuration in which everything is
+//! checked, or every problem found, each with its place and what was expected there.
+
+mod environment;
+mod legacy;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use url::Url;
+
+pub use environment::Environment;
+
+use crate::tenant::Tenant;
+
+/// Everything the service needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The AMQP broker.
+    pub broker: Broker,
+    /// Taskcluster's root.
+    pub taskcluster_root: Url,
+    /// Where the `.wasm` files are.
+    pub plugins: PathBuf,
+    /// The database.
+    pub store: String,
+    /// Whether effects are performed.
+    pub delivery: DeliveryMode,
+    /// The SMTP accounts, by name.
+    pub smtp: BTreeMap<String, SmtpAccount>,
+    /// The tenants.
+    pub tenants: Vec<Tenant>,
+    /// How long shutting down may take.
+    pub drain: Duration,
+    /// For how long a repeated event is recognised.
+    pub keep: Duration,
+    /// What the operator should know although it is no error.
+    pub notes: Vec<String>,
+}
+
+/// The AMQP broker and who we are there.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    /// Its host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether to speak TLS.
+    pub tls: bool,
+    /// The virtual host.
+    pub vhost: String,
+    /// The user.
+    pub login: String,
+    /// The user's password.
+    pub password: Secret,
+}
+
+/// Whether effects are performed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeliveryMode {
+    /// They are.
+    #[default]
+    Send,
+    /// They are kept and shown, and nothing is sent.
+    Capture,
+}
+
+/// A server that takes mail, and who we are there.
+#[derive(Clone, Debug)]
+pub struct SmtpAccount {
+    /// Its host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// How the connection is secured.
+    pub security: SmtpSecurity,
+    /// User and password, when it wants any.
+    pub login: Option<(String, Secret)>,
+    /// Who mails are from.
+    pub from: String,
+    /// The domain of message and thread ids.
+    pub threading_domain: String,
+}
+
+/// How a connection to an SMTP server is secured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SmtpSecurity {
+    /// It begins in the clear and must be upgraded before anything is said.
+    #[default]
+    StartTls,
+    /// It is TLS from the first byte.
+    Tls,
+    /// It is not.
+    None,
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps a text from being shown.
+    #[must_use]
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text, for whoever must present it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// Every problem found.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError {
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+/// One problem.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The variable, or the file and what is in it.
+    pub place: String,
+    /// What was expected there and what was found, never a secret.
+    pub what: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in the configuration", if self.problems.len() == 1 { "a problem" } else { "problems" })?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {}: {}", problem.place, problem.what))
+    }
+}
+
+impl Config {
+    /// Reads the configuration that the predecessor's variables, and ours beside them, describe.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn from_environment(environment: &Environment) -> Result<Self, ConfigError> {
+        legacy::read(environment)
+    }
+}
+
+/// Where plugins are unless said otherwise: `plugins` in the working directory, else beside the binary.
+#[must_use]
+pub fn default_plugins() -> PathBuf {
+    let here = PathBuf::from("plugins");
+    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(|folder| folder.join("plugins")));
+    match beside {
+        Some(beside) if !here.is_dir() && beside.is_dir() => beside,
+        _ => here,
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))
+}

@@ -1,0 +1,330 @@
+//! The predecessor's variables and identity file, and the few variables that are new, as a configuration: one tenant,
+//! `default`, with the predecessor's grants.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::environment::{Environment, Reader, truth};
+use super::{Broker, Config, ConfigError, DeliveryMode, Secret, SmtpAccount, SmtpSecurity, default_plugins, read_file};
+use crate::grant::{EmailGrant, Grant, Pattern};
+use crate::intake::notification::{DEFAULT_IDENTITY, Identities};
+use crate::sandbox::Limits;
+use crate::store::Binding;
+use crate::tenant::{PluginTerms, Queue, QueueKind, Tenant};
+
+pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
+    let reader = Reader::new(environment);
+    let mut notes = Vec::new();
+    let broker = broker(&reader);
+    let services = services(&reader);
+    let smtp = smtp(&reader, services.iter().any(|service| service == "smtp"), &mut notes);
+    let tenant = Tenant {
+        name: "default".into(),
+        queue: queue(&reader, &broker.login, &mut notes),
+        identities: identities(&reader),
+        plugins: plugins(&reader, &services, smtp.is_some()),
+    };
+    let config = Config {
+        broker,
+        taskcluster_root: reader.parsed("TASKCLUSTER_ROOT_URL", "a URL", default_root()),
+        plugins: reader.text("PN_PLUGINS").map_or_else(default_plugins, PathBuf::from),
+        store: reader.text("PN_STORE").unwrap_or("sqlite:pulse-notifier.db").to_owned(),
+        delivery: reader.one_of(
+            "PN_DELIVERY",
+            &[("send", DeliveryMode::Send), ("capture", DeliveryMode::Capture)],
+            DeliveryMode::Send,
+        ),
+        smtp: smtp.map(|account| (SMTP_ACCOUNT.to_owned(), account)).into_iter().collect(),
+        tenants: vec![tenant],
+        drain: Duration::from_secs(reader.parsed("PN_DRAIN_SECONDS", "a number of seconds", 30)),
+        keep: Duration::from_secs(60 * 60 * 24 * reader.parsed("PN_KEEP_DAYS", "a number of days", 30_u64).min(10_000)),
+        notes: Vec::new(),
+    };
+    if !matches!(config.taskcluster_root.scheme(), "http" | "https") {
+        reader.problem("TASKCLUSTER_ROOT_URL", "expected an http or https URL");
+    }
+    if !config.store.starts_with("sqlite:") {
+        reader.problem("PN_STORE", "expected sqlite:<path>");
+    }
+    reader.text("LOG_LEVEL"); // read by `cli` before anything else
+    if config.delivery == DeliveryMode::Capture {
+        notes.push("PN_DELIVERY=capture: effects are kept and shown, nothing is sent".into());
+    }
+    notes.push("the predecessor's grants apply: every plugin may mail anyone a task names".into());
+    for name in reader.unread(&["PN_", "PULSE_", "SMTP_"]) {
+        notes.push(format!("{name} is set, but nothing reads it"));
+    }
+    reader.finish(Config { notes, ..config })
+}
+
+fn broker(reader: &Reader<'_>) -> Broker {
+    Broker {
+        host: reader.text("PULSE_HOST").unwrap_or("pulse.mozilla.org").to_owned(),
+        port: reader.parsed("PULSE_PORT", "a port", 5671),
+        tls: reader.truth("PULSE_SSL", true),
+        vhost: reader.text("PULSE_VHOST").unwrap_or("/").to_owned(),
+        login: reader.required("PULSE_LOGIN", "the Pulse user").to_owned(),
+        password: Secret::new(reader.required("PULSE_PASSWORD", "the Pulse user's password").to_owned()),
+    }
+}
+
+fn queue(reader: &Reader<'_>, login: &str, notes: &mut Vec<String>) -> Queue {
+    let name = reader.required("PULSE_QUEUE", "the name of the queue, without queue/<login>/");
+    let exchanges = reader.list("PULSE_EXCHANGES");
+    let exchanges = exchanges.unwrap_or_else(|| DEFAULT_STATUSES.map(str::to_owned).to_vec());
+    let routing_keys = reader.list("ROUTING_KEYS").unwrap_or_else(|| vec!["#".into()]);
+    for exchange in &exchanges {
+        if !exchange.contains('/') && !STATUSES.contains(&exchange.as_str()) {
+            notes.push(format!("PULSE_EXCHANGES: {exchange:?} is none of {}", STATUSES.join(", ")));
+        }
+    }
+    if exchanges.is_empty() {
+        reader.problem("PULSE_EXCHANGES", "expected statuses separated by colons");
+    }
+    let full = |exchange: &String| match exchange.contains('/') {
+        true => exchange.clone(),
+        false => format!("exchange/taskcluster-queue/v1/{exchange}"),
+    };
+    let bindings = exchanges.iter().map(full).flat_map(|exchange| {
+        routing_keys.iter().map(move |key| Binding { exchange: exchange.clone(), routing_key: key.clone() })
+    });
+    let kinds = [("classic", QueueKind::Classic), ("quorum", QueueKind::Quorum)];
+    let kind = reader.one_of("PULSE_QUEUE_TYPE", &kinds, QueueKind::Plain);
+    Queue { name: format!("queue/{login}/{name}"), kind, bindings: bindings.collect() }
+}
+
+fn services(reader: &Reader<'_>) -> Vec<String> {
+    reader.required("PN_SERVICES", "the plugins to enable, separated by colons, such as smtp");
+    let mut services = reader.list("PN_SERVICES").unwrap_or_default();
+    for service in &services {
+        let fits = service.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        if !fits {
+            reader.problem("PN_SERVICES", format!("expected names of A-Z a-z 0-9 - _, found {service:?}"));
+        }
+    }
+    services.sort();
+    services.dedup();
+    services
+}
+
+fn smtp(reader: &Reader<'_>, needed: bool, notes: &mut Vec<String>) -> Option<SmtpAccount> {
+    let kinds = [("starttls", SmtpSecurity::StartTls), ("tls", SmtpSecurity::Tls), ("none", SmtpSecurity::None)];
+    let security = reader.one_of("SMTP_SECURITY", &kinds, SmtpSecurity::StartTls);
+    let port = reader.parsed("SMTP_PORT", "a port", 587);
+    let domain = reader.text("EMAIL_THREADING_DOMAIN").unwrap_or("mozilla.com");
+    if !domain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-') {
+        reader.problem("EMAIL_THREADING_DOMAIN", format!("expected a domain, found {domain:?}"));
+    }
+    let password = reader.text("SMTP_PASSWD");
+    let host = if needed { reader.required("SMTP_HOST", "the mail server") } else { reader.text("SMTP_HOST")? };
+    let from = reader.required("SMTP_EMAIL", "the address that mails are from, and the login");
+    if !from.is_empty() && from.parse::<lettre::Address>().is_err() {
+        reader.problem("SMTP_EMAIL", format!("expected a mail address, found {from:?}"));
+    }
+    if password.is_none() {
+        notes.push("SMTP_PASSWD is not set: mails are sent without logging in".into());
+    }
+    if security == SmtpSecurity::None && password.is_some() {
+        notes.push("SMTP_SECURITY=none: the password crosses the network in the clear".into());
+    }
+    if port == 465 && security == SmtpSecurity::StartTls {
+        notes.push("SMTP_PORT=465 usually means SMTP_SECURITY=tls".into());
+    }
+    Some(SmtpAccount {
+        host: host.to_owned(),
+        port,
+        security,
+        login: password.map(|password| (from.to_owned(), Secret::new(password.to_owned()))),
+        from: from.to_owned(),
+        threading_domain: domain.to_owned(),
+    })
+}
+
+fn plugins(reader: &Reader<'_>, services: &[String], may_mail: bool) -> BTreeMap<String, PluginTerms> {
+    let anyone = || EmailGrant { account: SMTP_ACCOUNT.into(), recipients: vec![Pattern::new("*")] };
+    let grant = Arc::new(Grant { email: may_mail.then(anyone) });
+    let template = template(reader);
+    let terms = |service: &String| {
+        let settings = match (service.as_str(), &template) {
+            ("smtp", Some(template)) => BTreeMap::from([("template".to_owned(), template.clone())]),
+            _ => BTreeMap::new(),
+        };
+        let terms = PluginTerms { grant: Arc::clone(&grant), settings: Arc::new(settings), limits: Limits::default() };
+        (service.clone(), terms)
+    };
+    services.iter().map(terms).collect()
+}
+
+/// `SMTP_TEMPLATE`: true for the plugin's own, false for text alone, else the path of a template.
+fn template(reader: &Reader<'_>) -> Option<String> {
+    let text = reader.text("SMTP_TEMPLATE")?;
+    match truth(text) {
+        Some(true) => None,
+        Some(false) => Some("false".into()),
+        None => match read_file(text.as_ref()) {
+            Ok(template) => Some(template),
+            Err(why) => {
+                reader.problem("SMTP_TEMPLATE", format!("expected true, false or the path of a template: {why}"));
+                None
+            }
+        },
+    }
+}
+
+/// `PN_IDENTITIES`, else `id_configs/<ID_ENV>.yml`: what lies over a section that names one of them.
+fn identities(reader: &Reader<'_>) -> Identities {
+    let (variable, path) = match (reader.text("PN_IDENTITIES"), reader.text("ID_ENV")) {
+        (Some(path), _) => ("PN_IDENTITIES", PathBuf::from(path)),
+        (None, Some(name)) => ("ID_ENV", PathBuf::from(format!("id_configs/{name}.yml"))),
+        (None, None) => return Identities::new(),
+    };
+    let text = match read_file(&path) {
+        Ok(text) => text,
+        Err(why) => {
+            reader.problem(variable, why);
+            return Identities::new();
+        }
+    };
+    let place = path.display().to_string();
+    let parsed: Option<Map<String, Value>> = match serde_saphyr::from_str(&text) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let error = error.to_string();
+            reader
+                .problem(&place, format!("expected YAML, identities by name: {}", error.lines().next().unwrap_or("")));
+            return Identities::new();
+        }
+    };
+    let mut identities = Identities::new();
+    for (name, value) in parsed.unwrap_or_default() {
+        match value {
+            _ if name == DEFAULT_IDENTITY => {
+                reader
+                    .problem(&place, "an identity may not be named default: that is the section as its task wrote it");
+            }
+            Value::Object(overlay) => _ = identities.insert(name, overlay),
+            Value::Null => _ = identities.insert(name, Map::new()),
+            other => {
+                let found = crate::intake::event::kind(&other);
+                reader.problem(&place, format!("{name}: expected a map such as {{emails: []}}, found {found}"));
+            }
+        }
+    }
+    identities
+}
+
+fn default_root() -> Url {
+    #[expect(clippy::expect_used, reason = "a constant, and the tests read it")]
+    Url::parse("https://firefox-ci-tc.services.mozilla.com").expect("a constant")
+}
+
+const SMTP_ACCOUNT: &str = "smtp";
+const STATUSES: [&str; 7] = [
+    "task-defined",
+    "task-pending",
+    "task-running",
+    "artifact-created",
+    "task-completed",
+    "task-failed",
+    "task-exception",
+];
+const DEFAULT_STATUSES: [&str; 3] = ["task-completed", "task-failed", "task-exception"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: [(&str, &str); 6] = [
+        ("PN_SERVICES", "smtp"),
+        ("PULSE_LOGIN", "me"),
+        ("PULSE_PASSWORD", "hunter2"),
+        ("PULSE_QUEUE", "q"),
+        ("SMTP_HOST", "mail.example.com"),
+        ("SMTP_EMAIL", "ci@example.com"),
+    ];
+
+    fn with(more: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        read(&LEAST.iter().chain(more).copied().collect())
+    }
+
+    fn problems(more: &[(&str, &str)]) -> Vec<String> {
+        with(more).unwrap_err().problems.into_iter().map(|p| format!("{}: {}", p.place, p.what)).collect()
+    }
+
+    #[test]
+    fn the_predecessors_defaults_hold() {
+        let config = with(&[]).unwrap();
+        assert_eq!(
+            (config.broker.host.as_str(), config.broker.port, config.broker.tls),
+            ("pulse.mozilla.org", 5671, true)
+        );
+        let tenant = &config.tenants[0];
+        assert_eq!(tenant.queue.name, "queue/me/q");
+        let bindings: Vec<_> =
+            tenant.queue.bindings.iter().map(|b| (b.exchange.as_str(), b.routing_key.as_str())).collect();
+        let exchange = |status: &str| format!("exchange/taskcluster-queue/v1/{status}");
+        let expected = DEFAULT_STATUSES.map(exchange);
+        assert_eq!(bindings, expected.iter().map(|exchange| (exchange.as_str(), "#")).collect::<Vec<_>>());
+        assert_eq!(config.smtp["smtp"].port, 587);
+        assert_eq!(config.smtp["smtp"].threading_domain, "mozilla.com");
+    }
+
+    #[test]
+    fn truth_values_are_read_as_people_write_them() {
+        for (text, expected) in [("False", false), ("0", false), ("no", false), ("True", true), ("1", true), ("", true)]
+        {
+            assert_eq!(with(&[("PULSE_SSL", text)]).unwrap().broker.tls, expected, "{text}");
+        }
+        assert_eq!(problems(&[("PULSE_SSL", "maybe")]), ["PULSE_SSL: expected true or false, found \"maybe\""]);
+    }
+
+    #[test]
+    fn lists_are_separated_by_colons_and_quotes_go() {
+        let config =
+            with(&[("PULSE_EXCHANGES", "\"task-failed:task-running\""), ("ROUTING_KEYS", "route.a.#:route.b")]);
+        let bindings = config.unwrap().tenants[0].queue.bindings.clone();
+        assert_eq!(bindings.len(), 4);
+        assert_eq!(bindings[3].exchange, "exchange/taskcluster-queue/v1/task-running");
+        assert_eq!(bindings[3].routing_key, "route.b");
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once_and_none_shows_a_secret() {
+        let error = read(&[("PULSE_PASSWORD", "hunter2"), ("PULSE_PORT", "x")].into_iter().collect()).unwrap_err();
+        let text = error.to_string();
+        for expected in
+            ["PULSE_LOGIN: expected", "PULSE_QUEUE: expected", "PN_SERVICES: expected", "PULSE_PORT: expected a port"]
+        {
+            assert!(text.contains(expected), "{text}");
+        }
+        assert!(!text.contains("hunter2"));
+        assert!(!format!("{:?}", with(&[]).unwrap()).contains("hunter2"));
+    }
+
+    #[test]
+    fn an_unknown_variable_of_ours_is_noted() {
+        let notes = with(&[("PN_SERVCIES", "irc")]).unwrap().notes;
+        assert!(notes.contains(&"PN_SERVCIES is set, but nothing reads it".to_owned()), "{notes:?}");
+    }
+
+    #[test]
+    fn an_identity_file_is_read_and_its_mistakes_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ids.yml");
+        let path_text = path.to_str().unwrap();
+        std::fs::write(&path, "release:\n  plugins: [ses]\n  emails: [r@example.com]\nempty:\n").unwrap();
+        let identities = with(&[("PN_IDENTITIES", path_text)]).unwrap().tenants[0].identities.clone();
+        assert_eq!(identities["release"]["plugins"], serde_json::json!(["ses"]));
+        assert!(identities["empty"].is_empty());
+        std::fs::write(&path, "default: {}\nother: 3\n").unwrap();
+        assert_eq!(problems(&[("PN_IDENTITIES", path_text)]).len(), 2);
+        std::fs::write(&path, "a: [").unwrap();
+        assert!(problems(&[("PN_IDENTITIES", path_text)])[0].contains("expected YAML"));
+        assert!(problems(&[("ID_ENV", "nowhere")])[0].contains("id_configs/nowhere.yml"));
+    }
+}

@@ -1,0 +1,234 @@
+//! The second half of the path: a claimed effect becomes a receipt. Drives sinks, runs no guest code.
+//!
+//! An attempt is on record before it begins, and only the attempt that holds the claim may say how it ended. What each
+//! kind of receipt leads to is decided in [`next`] alone.
+
+pub mod sinks;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::retry;
+use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, now_ms};
+use crate::tenant::Tenant;
+use sinks::Sink;
+
+/// The world's answer to one attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// It is done.
+    Delivered(String),
+    /// Not now: the network, a server that is busy.
+    Transient(String),
+    /// Never: the recipient or the content was turned down.
+    Permanent(String),
+    /// Not before a person mends something: the login, the configuration.
+    Suspended(String),
+    /// It may or may not be done: the answer was lost.
+    InDoubt(String),
+    /// The grant no longer covers it; it was not attempted.
+    Refused(String),
+}
+
+impl Receipt {
+    /// The kind, as `attempt.outcome` has it.
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Delivered(_) => "delivered",
+            Self::Transient(_) => "transient",
+            Self::Permanent(_) => "permanent",
+            Self::Suspended(_) => "suspended",
+            Self::InDoubt(_) => "in doubt",
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    fn answer(&self) -> &str {
+        match self {
+            Self::Delivered(answer)
+            | Self::Transient(answer)
+            | Self::Permanent(answer)
+            | Self::Suspended(answer)
+            | Self::InDoubt(answer)
+            | Self::Refused(answer) => answer,
+        }
+    }
+}
+
+/// What the second half works with.
+pub struct Courier {
+    /// Where effects are claimed.
+    pub store: Store,
+    /// The sinks, by destination.
+    pub sinks: BTreeMap<String, Arc<Sink>>,
+    /// The tenants, whose grants are checked again.
+    pub tenants: BTreeMap<String, Tenant>,
+    /// Names this courier in claims: no two running ones share a name.
+    pub owner: String,
+    /// For how long repeated events are recognised.
+    pub keep: Duration,
+}
+
+impl Courier {
+    /// A name no other courier has.
+    #[must_use]
+    pub fn new_owner() -> String {
+        format!("{}-{:016x}", std::process::id(), rand::random::<u64>())
+    }
+
+    /// Performs what is due until asked to stop; `tracker` then still has the attempts in flight.
+    pub fn start(self: Arc<Self>, stop: &CancellationToken, tracker: &TaskTracker) {
+        for (destination, sink) in &self.sinks {
+            let courier = Arc::clone(&self);
+            tracker.spawn(courier.serve(destination.clone(), Arc::clone(sink), stop.clone(), tracker.clone()));
+        }
+        tracker.spawn(Arc::clone(&self).keep_house(stop.clone()));
+    }
+
+    /// Serves one destination, so that a slow one delays no other.
+    async fn serve(
+        self: Arc<Self>,
+        destination: String,
+        sink: Arc<Sink>,
+        stop: CancellationToken,
+        tracker: TaskTracker,
+    ) {
+        let slots = Arc::new(Semaphore::new(sink.concurrency()));
+        let mut due = self.store.effects_due();
+        while !stop.is_cancelled() {
+            let Some(mut permits) = free_slots(&slots).await else { return };
+            due.mark_unchanged();
+            let limit = u32::try_from(permits.num_permits()).unwrap_or(u32::MAX);
+            let (owner, now_ms) = (self.owner.clone(), now_ms());
+            let claim = Claim { owner, destination: destination.clone(), limit, now_ms };
+            let claimed = match self.store.claim(claim).await {
+                Ok(claimed) => claimed,
+                Err(error) => {
+                    tracing::debug!(%error, "claim");
+                    Vec::new()
+                }
+            };
+            let none = claimed.is_empty();
+            for claimed in claimed {
+                let (courier, sink) = (Arc::clone(&self), Arc::clone(&sink));
+                let permit = permits.split(1);
+                tracker.spawn(async move {
+                    courier.attempt(&sink, claimed).await;
+                    drop(permit);
+                });
+            }
+            drop(permits);
+            if none {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = due.changed() => {}
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, sink: &Sink, claimed: Claimed) {
+        let receipt = match self.still_granted(&claimed) {
+            Err(why) => Receipt::Refused(why),
+            Ok(()) => sink.perform(&claimed).await,
+        };
+        let next = next(&receipt, &claimed);
+        say(&claimed, &receipt, &next);
+        let finished = Finished {
+            id: claimed.id,
+            owner: self.owner.clone(),
+            attempt: claimed.attempt,
+            destination: claimed.effect.destination(),
+            ended_ms: now_ms(),
+            outcome: receipt.kind(),
+            answer: receipt.answer().to_owned(),
+            next,
+        };
+        if let Err(error) = self.store.finish(finished).await {
+            tracing::error!(effect = %claimed.id, %error, "a receipt was not recorded: the effect is in doubt");
+        }
+    }
+
+    fn still_granted(&self, claimed: &Claimed) -> Result<(), String> {
+        let tenant = self.tenants.get(&claimed.tenant).ok_or("the tenant was removed")?;
+        let terms = tenant.plugins.get(&claimed.plugin).ok_or("the plugin was removed")?;
+        terms.grant.allows(&claimed.effect).map_err(|refusal| refusal.to_string())
+    }
+
+    /// Keeps the leases of what is in flight and forgets what is old.
+    async fn keep_house(self: Arc<Self>, stop: CancellationToken) {
+        let mut renew = tokio::time::interval(Duration::from_millis(LEASE_MS.unsigned_abs() / 3));
+        let mut prune = tokio::time::interval(PRUNE_EVERY);
+        loop {
+            let done = tokio::select! {
+                () = stop.cancelled() => return,
+                _ = renew.tick() => self.store.renew(&self.owner).await,
+                _ = prune.tick() => self.store.prune(jiff::Timestamp::now() - self.keep).await,
+            };
+            if let Err(error) = done {
+                tracing::debug!(%error, "keep house");
+            }
+        }
+    }
+}
+
+/// All slots that are free, at least one.
+async fn free_slots(slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    let mut permits = Arc::clone(slots).acquire_owned().await.ok()?;
+    while let Ok(more) = Arc::clone(slots).try_acquire_owned() {
+        permits.merge(more);
+    }
+    Some(permits)
+}
+
+/// What a receipt leads to.
+fn next(receipt: &Receipt, claimed: &Claimed) -> Next {
+    let age = Duration::from_millis(u64::try_from(now_ms() - claimed.created_ms).unwrap_or(0));
+    let later = |in_doubt: bool| match retry::delay(claimed.failures + 1, age) {
+        Some(wait) => Next::Pending { due_ms: in_ms(wait), in_doubt },
+        None => Next::Expired,
+    };
+    match receipt {
+        Receipt::Delivered(_) => Next::Delivered,
+        Receipt::Transient(_) => later(false),
+        Receipt::InDoubt(_) => later(true),
+        Receipt::Permanent(_) => Next::Dead,
+        Receipt::Suspended(_) => Next::Suspended { probe_ms: in_ms(PROBE_EVERY) },
+        Receipt::Refused(_) => Next::Refused,
+    }
+}
+
+fn in_ms(wait: Duration) -> i64 {
+    now_ms().saturating_add(i64::try_from(retry::jittered(wait).as_millis()).unwrap_or(i64::MAX))
+}
+
+fn say(claimed: &Claimed, receipt: &Receipt, next: &Next) {
+    let (effect, attempt, plugin, tenant) = (claimed.id, claimed.attempt, &claimed.plugin, &claimed.tenant);
+    let (destination, answer) = (claimed.effect.destination(), receipt.answer().escape_debug());
+    if claimed.in_doubt > 0 {
+        tracing::warn!(%effect, attempt, tenant, plugin, destination, "resent in doubt: it may arrive twice");
+    }
+    match next {
+        Next::Delivered => tracing::info!(%effect, attempt, tenant, plugin, destination, %answer, "delivered"),
+        Next::Pending { in_doubt, .. } => {
+            tracing::warn!(%effect, attempt, tenant, plugin, destination, %answer, in_doubt, "not delivered: trying again");
+        }
+        Next::Suspended { .. } => {
+            tracing::error!(destination, %answer, "destination suspended: its effects wait until this is mended");
+        }
+        Next::Dead | Next::Expired | Next::Refused => {
+            let state = next.state();
+            tracing::error!(%effect, attempt, tenant, plugin, destination, %answer, state, "never delivered");
+        }
+    }
+}
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const PROBE_EVERY: Duration = Duration::from_secs(15);
+const PRUNE_EVERY: Duration = Duration::from_secs(60 * 60);

@@ -1,0 +1,236 @@
+//! Mail by an SMTP server: one mail, one recipient, one envelope.
+//!
+//! The protocol is driven step by step rather than by the library's transport, because what a failure means depends on
+//! the step: before the final dot nothing was sent, after it nobody knows until the server answers.
+
+mod message;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lettre::Address;
+use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
+use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
+use lettre::transport::smtp::response::{Code, Response};
+use tokio::time::timeout;
+
+use crate::config::{SmtpAccount, SmtpSecurity};
+use crate::courier::Receipt;
+use crate::effect::Email;
+use crate::store::Claimed;
+
+/// Connections to one server at the same time.
+pub(super) const CONNECTIONS_MAX: usize = 16;
+
+/// One account at one server, with the connections that wait for the next mail.
+pub struct Smtp {
+    account: SmtpAccount,
+    tls: Option<TlsParameters>,
+    hello: ClientId,
+    idle: Mutex<Vec<Idle>>,
+}
+
+struct Idle {
+    connection: AsyncSmtpConnection,
+    since: Instant,
+}
+
+/// How far an attempt had come when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Connect,
+    StartTls,
+    Login,
+    Sender,
+    Recipient,
+    Data,
+    Body,
+}
+
+/// Why an attempt failed.
+struct Failure {
+    step: Step,
+    code: Option<Code>,
+    what: String,
+}
+
+impl Smtp {
+    /// A client of this account. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// When the platform's certificates cannot be read or the host is no name.
+    pub fn new(account: SmtpAccount) -> Result<Self, lettre::transport::smtp::Error> {
+        let tls = match account.security {
+            SmtpSecurity::None => None,
+            SmtpSecurity::StartTls | SmtpSecurity::Tls => Some(TlsParameters::new(account.host.clone())?),
+        };
+        Ok(Self { account, tls, hello: ClientId::default(), idle: Mutex::default() })
+    }
+
+    pub(super) async fn perform(&self, claimed: &Claimed, email: &Email) -> Receipt {
+        let (recipient, body) = match (email.recipient.parse(), message::build(&self.account, claimed, email)) {
+            (Ok(recipient), Ok(body)) => (recipient, body),
+            (Err(error), _) => return Receipt::Permanent(format!("recipient: {error}")),
+            (_, Err(error)) => return Receipt::Permanent(format!("build the mail: {error}")),
+        };
+        match self.send(&recipient, &body).await {
+            Ok(response) => Receipt::Delivered(first_line(&response)),
+            Err(failure) => failure.receipt(),
+        }
+    }
+
+    async fn send(&self, recipient: &Address, body: &[u8]) -> Result<Response, Failure> {
+        if let Some(mut connection) = self.take_idle() {
+            match self.send_on(&mut connection, recipient, body).await {
+                // The server closed it while it was idle; nothing was sent, and a new connection may do.
+                Err(failure) if failure.step == Step::Sender && failure.code.is_none() => {}
+                sent => return self.done_with(connection, sent).await,
+            }
+        }
+        let mut connection = self.connect().await?;
+        let sent = self.send_on(&mut connection, recipient, body).await;
+        self.done_with(connection, sent).await
+    }
+
+    /// Puts a connection back unless it is broken; after a rejection the server is told to forget the mail.
+    async fn done_with(
+        &self,
+        mut connection: AsyncSmtpConnection,
+        sent: Result<Response, Failure>,
+    ) -> Result<Response, Failure> {
+        let usable = match &sent {
+            Ok(_) => true,
+            Err(Failure { step: Step::Recipient | Step::Data | Step::Body, code: Some(_), .. }) => {
+                matches!(timeout(SHORT, connection.command(Rset)).await, Ok(Ok(_)))
+            }
+            Err(_) => false,
+        };
+        if usable {
+            self.idle().push(Idle { connection, since: Instant::now() });
+        }
+        sent
+    }
+
+    fn take_idle(&self) -> Option<AsyncSmtpConnection> {
+        let mut idle = self.idle();
+        idle.retain(|idle| idle.since.elapsed() < IDLE_MAX);
+        idle.pop().map(|idle| idle.connection)
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn connect(&self) -> Result<AsyncSmtpConnection, Failure> {
+        let account = &self.account;
+        let address = (account.host.as_str(), account.port);
+        let implicit = self.tls.clone().filter(|_| account.security == SmtpSecurity::Tls);
+        let connecting = AsyncSmtpConnection::connect_tokio1(address, Some(SHORT), &self.hello, implicit, None);
+        let mut connection = step(Step::Connect, SHORT, connecting).await?;
+        if let (Some(tls), SmtpSecurity::StartTls) = (&self.tls, account.security) {
+            step(Step::StartTls, SHORT, connection.starttls(tls.clone(), &self.hello)).await?;
+        }
+        if let Some((user, password)) = &account.login {
+            let credentials = Credentials::new(user.clone(), password.expose().to_owned());
+            step(Step::Login, SHORT, connection.auth(DEFAULT_MECHANISMS, &credentials)).await?;
+        }
+        Ok(connection)
+    }
+
+    async fn send_on(
+        &self,
+        connection: &mut AsyncSmtpConnection,
+        recipient: &Address,
+        body: &[u8],
+    ) -> Result<Response, Failure> {
+        let from: Option<Address> = self.account.from.parse().ok();
+        let mut options = Vec::new();
+        let international = |address: &Address| !address.to_string().is_ascii();
+        if from.as_ref().is_some_and(international) || international(recipient) {
+            if !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
+                let what = "the server takes no addresses outside ASCII (SMTPUTF8)".to_owned();
+                return Err(Failure { step: Step::Recipient, code: Some(NOT_ALLOWED), what });
+            }
+            options.push(MailParameter::SmtpUtfEight);
+        }
+        step(Step::Sender, LONG, connection.command(Mail::new(from, options))).await?;
+        step(Step::Recipient, LONG, connection.command(Rcpt::new(recipient.clone(), Vec::new()))).await?;
+        step(Step::Data, LONG, connection.command(Data)).await?;
+        step(Step::Body, LONGEST, connection.message(body)).await
+    }
+}
+
+async fn step<T>(
+    step: Step,
+    limit: Duration,
+    answer: impl Future<Output = Result<T, lettre::transport::smtp::Error>>,
+) -> Result<T, Failure> {
+    match timeout(limit, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => {
+            let mut what = error.to_string();
+            if step == Step::StartTls && error.status().is_none() || error.is_tls() {
+                what = format!("TLS: {what}");
+            }
+            Err(Failure { step, code: error.status(), what })
+        }
+        Err(_) => Err(Failure { step, code: None, what: format!("no answer within {} s", limit.as_secs()) }),
+    }
+}
+
+impl Failure {
+    /// What a failure at this step means for the effect.
+    fn receipt(self) -> Receipt {
+        let answer = format!("{}: {}", self.step.name(), self.what);
+        let Some(code) = self.code else {
+            return match self.step {
+                // The mail is out; whether it was taken nobody knows.
+                Step::Body => Receipt::InDoubt(answer),
+                // The server does not offer what the configuration asks for, or cannot prove who it is.
+                Step::StartTls | Step::Login => Receipt::Suspended(answer),
+                Step::Connect if self.what.starts_with("TLS") => Receipt::Suspended(answer),
+                Step::Connect | Step::Sender | Step::Recipient | Step::Data => Receipt::Transient(answer),
+            };
+        };
+        let code = u16::from(code);
+        match (self.step, code) {
+            // "Authenticate first", whenever it comes.
+            (_, 530 | 534 | 535 | 538) => Receipt::Suspended(answer),
+            (_, 400..=499) => Receipt::Transient(answer),
+            // Too large: about this mail.
+            (Step::Sender, 552) => Receipt::Permanent(answer),
+            (Step::Connect | Step::StartTls | Step::Login | Step::Sender, _) => Receipt::Suspended(answer),
+            (Step::Recipient | Step::Data | Step::Body, _) => Receipt::Permanent(answer),
+        }
+    }
+}
+
+impl Step {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::StartTls => "STARTTLS",
+            Self::Login => "login",
+            Self::Sender => "MAIL",
+            Self::Recipient => "RCPT",
+            Self::Data => "DATA",
+            Self::Body => "after the final dot",
+        }
+    }
+}
+
+fn first_line(response: &Response) -> String {
+    format!("{} {}", response.code(), response.first_line().unwrap_or_default())
+}
+
+const SHORT: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(300);
+const IDLE_MAX: Duration = Duration::from_secs(20);
+const NOT_ALLOWED: Code = Code {
+    severity: lettre::transport::smtp::response::Severity::PermanentNegativeCompletion,
+    category: lettre::transport::smtp::response::Category::MailSystem,
+    detail: lettre::transport::smtp::response::Detail::Three,
+};

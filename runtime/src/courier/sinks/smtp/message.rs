@@ -1,0 +1,81 @@
+//! An email effect as the bytes of a mail. The same effect always gives the same bytes, whichever attempt it is.
+
+use std::time::{Duration, SystemTime};
+
+use lettre::message::header::{Header, HeaderName, HeaderValue};
+use lettre::message::{Mailbox, Message, MultiPart, SinglePart};
+
+use crate::config::SmtpAccount;
+use crate::effect::Email;
+use crate::store::Claimed;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BuildError {
+    #[error("an address: {0}")]
+    Address(#[from] lettre::address::AddressError),
+    #[error("{0}")]
+    Mail(#[from] lettre::error::Error),
+}
+
+pub(super) fn build(account: &SmtpAccount, claimed: &Claimed, email: &Email) -> Result<Vec<u8>, BuildError> {
+    let domain = &account.threading_domain;
+    let asked_at = SystemTime::UNIX_EPOCH + Duration::from_millis(claimed.created_ms.unsigned_abs());
+    let mut message = Message::builder()
+        .from(Mailbox::new(None, account.from.parse()?))
+        .subject(&email.subject)
+        .date(asked_at)
+        .message_id(Some(format!("<{}@{domain}>", claimed.call)))
+        .header(EffectHeader(claimed.id.to_string()))
+        .header(AutoSubmitted);
+    for to in &email.to {
+        message = message.to(Mailbox::new(None, to.parse()?));
+    }
+    if let Some(thread) = &email.thread {
+        let thread = format!("<{thread}@{domain}>");
+        message = message.in_reply_to(thread.clone()).references(thread);
+    }
+    let text = SinglePart::plain(email.text.clone());
+    let message = match &email.html {
+        Some(html) => {
+            message.multipart(MultiPart::alternative().singlepart(text).singlepart(SinglePart::html(html.clone())))
+        }
+        None => message.singlepart(text),
+    };
+    Ok(message?.formatted())
+}
+
+/// `X-Pulse-Notifier-Effect`: the effect's id, by which a repeated mail can be told.
+#[derive(Clone)]
+struct EffectHeader(String);
+
+impl Header for EffectHeader {
+    fn name() -> HeaderName {
+        HeaderName::new_from_ascii_str("X-Pulse-Notifier-Effect")
+    }
+
+    fn parse(text: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Self(text.into()))
+    }
+
+    fn display(&self) -> HeaderValue {
+        HeaderValue::new(Self::name(), self.0.clone())
+    }
+}
+
+/// `Auto-Submitted: auto-generated` (RFC 3834): nobody's holiday replies come back.
+#[derive(Clone)]
+struct AutoSubmitted;
+
+impl Header for AutoSubmitted {
+    fn name() -> HeaderName {
+        HeaderName::new_from_ascii_str("Auto-Submitted")
+    }
+
+    fn parse(_: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Self)
+    }
+
+    fn display(&self) -> HeaderValue {
+        HeaderValue::new(Self::name(), "auto-generated".into())
+    }
+}

@@ -1,0 +1,231 @@
+//! What a plugin asked for, checked and ready to be done: one effect, one destination.
+//!
+//! Enters: what `grant` let through. Leaves: rows of the store, work for a sink. Pure.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// 32 bytes that name a thing by its content; written as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hash([u8; 32]);
+
+impl Hash {
+    /// The hash of a sequence of fields. No two sequences share their input: each field goes in after its length.
+    #[must_use]
+    pub fn of<'a>(fields: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut hasher = Sha256::new();
+        for field in fields {
+            hasher.update((field.len() as u64).to_le_bytes());
+            hasher.update(field);
+        }
+        Self(hasher.finalize().into())
+    }
+
+    /// The plain SHA-256 of some bytes, as other tools compute it.
+    #[must_use]
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// The hash whose bytes these are, as the store keeps them.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// What makes a redelivered or re-published message the same event.
+pub type EventKey = Hash;
+
+/// Names one effect, the same each time the same event is handled.
+pub type EffectId = Hash;
+
+/// One thing to be done in the world. Each variant has its capability, its sink and its file in both folders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "capability", rename_all = "lowercase")]
+pub enum Effect {
+    /// A mail to one recipient.
+    Email(Email),
+}
+
+impl Effect {
+    /// The capability a plugin asked with, as the store and the figures name it.
+    #[must_use]
+    pub const fn capability(&self) -> &'static str {
+        match self {
+            Self::Email(_) => "email",
+        }
+    }
+
+    /// The account it is performed with.
+    #[must_use]
+    pub fn account(&self) -> &str {
+        match self {
+            Self::Email(email) => &email.account,
+        }
+    }
+
+    /// Whom the sink talks to: capability and account.
+    #[must_use]
+    pub fn destination(&self) -> String {
+        destination(self.capability(), self.account())
+    }
+
+    /// Who or what is told.
+    #[must_use]
+    pub fn recipient(&self) -> &str {
+        match self {
+            Self::Email(email) => &email.recipient,
+        }
+    }
+
+    /// How much of the invocation's allowance of bytes it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Email(email) => {
+                let header = email.to.iter().map(String::len).sum::<usize>() + email.subject.len();
+                header + email.text.len() + email.html.as_ref().map_or(0, String::len)
+            }
+        }
+    }
+}
+
+/// The name of the destination that an account of a capability is.
+#[must_use]
+pub fn destination(capability: &str, account: &str) -> String {
+    format!("{capability}/{account}")
+}
+
+/// A mail to one recipient. The copies of one mail share everything but `recipient`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Email {
+    /// The account whose server takes it and whose address it is from.
+    pub account: String,
+    /// The one address this copy goes to.
+    pub recipient: String,
+    /// What stands in `To:`.
+    pub to: Vec<String>,
+    /// One line.
+    pub subject: String,
+    /// The mail as plain text.
+    pub text: String,
+    /// The mail as HTML.
+    pub html: Option<String>,
+    /// Mails of one thread are shown together.
+    pub thread: Option<String>,
+}
+
+/// What one invocation asked for, in the order it asked.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The effects, accepted and refused.
+    pub effects: Vec<Planned>,
+}
+
+/// One effect of a plan.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Its own id.
+    pub id: EffectId,
+    /// The id of the call that asked for it, shared by the copies of one mail.
+    pub call: EffectId,
+    /// What is to be done.
+    pub effect: Effect,
+    /// Why it will not be done, when the grant does not cover it.
+    pub refused: Option<String>,
+}
+
+/// The invocation an effect belongs to, as far as its id goes.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The event.
+    pub event: EventKey,
+    /// 0 for the delivery, then one more for each replay.
+    pub generation: u32,
+    /// The identity whose notification it is.
+    pub identity: String,
+    /// The plugin.
+    pub plugin: String,
+}
+
+impl Origin {
+    /// The id of the `index`-th call that asked for an effect.
+    #[must_use]
+    pub fn call(&self, index: u32) -> EffectId {
+        self.hash(index, None)
+    }
+
+    /// The id of that call's effect on one recipient.
+    #[must_use]
+    pub fn effect(&self, index: u32, recipient: &str) -> EffectId {
+        self.hash(index, Some(recipient))
+    }
+
+    fn hash(&self, index: u32, recipient: Option<&str>) -> Hash {
+        let (generation, index) = (self.generation.to_le_bytes(), index.to_le_bytes());
+        let fields = [self.event.as_bytes(), &generation[..], self.identity.as_bytes(), self.plugin.as_bytes(), &index];
+        Hash::of(fields.into_iter().chain(recipient.map(str::as_bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin() -> Origin {
+        Origin { event: Hash::of([b"e".as_slice()]), generation: 0, identity: "default".into(), plugin: "smtp".into() }
+    }
+
+    #[test]
+    fn the_same_effect_keeps_its_id_and_any_other_has_another() {
+        let id = origin().effect(0, "a@example.com");
+        assert_eq!(id, origin().effect(0, "a@example.com"));
+        assert_ne!(id, origin().effect(1, "a@example.com"));
+        assert_ne!(id, origin().effect(0, "b@example.com"));
+        assert_ne!(id, origin().call(0));
+        assert_ne!(id, Origin { generation: 1, ..origin() }.effect(0, "a@example.com"));
+        assert_ne!(id, Origin { plugin: "ses".into(), ..origin() }.effect(0, "a@example.com"));
+    }
+
+    #[test]
+    fn moving_a_character_between_fields_changes_the_hash() {
+        assert_ne!(Hash::of([b"ab".as_slice(), b"c"]), Hash::of([b"a".as_slice(), b"bc"]));
+    }
+
+    #[test]
+    fn an_effect_says_its_capability_in_its_json() {
+        let effect = Effect::Email(Email {
+            account: "smtp".into(),
+            recipient: "a@example.com".into(),
+            to: vec!["a@example.com".into()],
+            subject: "s".into(),
+            text: "t".into(),
+            html: None,
+            thread: None,
+        });
+        let json = serde_json::to_value(&effect).unwrap();
+        assert_eq!(json["capability"], effect.capability());
+        assert_eq!(serde_json::from_value::<Effect>(json).unwrap(), effect);
+    }
+}

@@ -1,0 +1,36 @@
+//! Pulse-Notifier turns CI events into notifications. What is said, and to whom, is decided by plugins, each a
+//! WebAssembly component that can compute and can ask; everything that touches the world is done here.
+//!
+//! The one path, and its rooms:
+//!
+//! ```text
+//!          ┌──────────────────────────── intake ────────────────────────────┐        ┌────── courier ──────┐
+//! queue ─▶ delivery ─▶ event ─▶ task ─▶ notifications ─▶ sandbox ─▶ effects ═▶ store ═▶ claim ─▶ sink ─▶ receipt
+//!   ▲                                                                          │
+//!   └──────────────────────────── ack, after the commit ◀──────────────────────┘
+//! ```
+//!
+//! | room | takes → gives |
+//! |---|---|
+//! | [`intake::source`] | a queue → deliveries; acks |
+//! | [`intake::event`] | delivery → event |
+//! | [`intake::task`] | event → task definition |
+//! | [`intake::notification`] | task, identities, plugins → notifications |
+//! | [`sandbox`] | notification, plugin → plan or fault |
+//! | [`grant`] | what is asked for, what is allowed → effects or refusal |
+//! | [`store`] | plans → committed; due effects → claimed |
+//! | [`courier`] | claimed effect → receipt, by its [`courier::sinks`] |
+//! | [`registry`] | `.wasm` files → live versions |
+
+pub mod cli;
+pub mod config;
+pub mod courier;
+pub mod effect;
+pub mod grant;
+pub mod intake;
+pub mod registry;
+pub mod retry;
+pub mod sandbox;
+pub mod service;
+pub mod store;
+pub mod tenant;

@@ -1,0 +1,53 @@
+//! When to try again: the one schedule for effects, deferred events and invocations that asked for it.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+/// How long to wait before the next try, after `tries` tries of something first wanted `age` ago.
+/// `None` once it has been wanted for three days.
+#[must_use]
+pub fn delay(tries: u32, age: Duration) -> Option<Duration> {
+    if age >= GIVE_UP_AFTER {
+        return None;
+    }
+    let step = tries.saturating_sub(1) as usize;
+    Some(STEPS.get(step).copied().unwrap_or(LONGEST))
+}
+
+/// The same wait, give or take a fifth, so that what failed together does not come back together.
+#[must_use]
+pub fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::rng().random_range(0.8..1.2))
+}
+
+const STEPS: [Duration; 5] = [
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+    Duration::from_secs(2 * 60),
+    Duration::from_secs(10 * 60),
+    Duration::from_secs(60 * 60),
+];
+const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_waits_grow_to_six_hours_and_end_after_three_days() {
+        let waits: Vec<_> =
+            (1..=7).filter_map(|tries| delay(tries, Duration::ZERO)).map(|wait| wait.as_secs()).collect();
+        assert_eq!(waits, [5, 30, 120, 600, 3_600, 21_600, 21_600]);
+        assert_eq!(delay(1, Duration::from_secs(3 * 86_400)), None);
+    }
+
+    #[test]
+    fn jitter_stays_within_a_fifth() {
+        for _ in 0..1_000 {
+            let wait = jittered(Duration::from_secs(10)).as_secs_f64();
+            assert!((8.0..12.0).contains(&wait), "{wait}");
+        }
+    }
+}

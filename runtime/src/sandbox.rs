@@ -1,0 +1,194 @@
+//! Runs foreign code: (notification, plugin) → what it asked for, or why it gave nothing.
+//!
+//! Nothing leaves this room but the plan. Each call gets an instance of its own that nobody else has used and nobody
+//! will use again, and runs on threads of its own, so that a guest which burns its budget delays no I/O.
+
+mod admission;
+mod budget;
+mod engine;
+mod guest;
+mod imports;
+mod wasi;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+use wasmtime::component::Linker;
+use wasmtime::{Engine, Store};
+
+pub use admission::{AdmissionError, Version};
+pub use budget::{Fault, Limits};
+pub use guest::types;
+
+use crate::effect::{Origin, Plan};
+use crate::grant::Grant;
+use crate::intake::task::TaskReads;
+use budget::{CpuMeter, Metered};
+use guest::{Guest, Record};
+
+/// The engine, its threads and what guests may link to.
+pub struct Sandbox {
+    engine: Engine,
+    linker: Linker<Guest>,
+    threads: Option<Runtime>,
+    slots: Arc<Semaphore>,
+    _ticker: engine::Ticker,
+}
+
+/// Why the sandbox cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The engine refuses its settings, or the machine lacks the address space.
+    #[error("start the sandbox: {0:#}")]
+    Engine(wasmtime::Error),
+    /// No more threads.
+    #[error("start the sandbox's threads: {0}")]
+    Threads(#[from] std::io::Error),
+}
+
+/// One plugin to run on one notification.
+pub struct Invocation {
+    /// What the ids of its effects are made of.
+    pub origin: Origin,
+    /// What the guest is told.
+    pub event: types::Event,
+    /// The only time its clock knows.
+    pub time: Timestamp,
+    /// What it may ask for.
+    pub grant: Arc<Grant>,
+    /// What the operator set for it.
+    pub settings: Arc<BTreeMap<String, String>>,
+    /// How much it may use.
+    pub limits: Limits,
+    /// What it may read of its task.
+    pub reads: TaskReads,
+}
+
+/// What one call came to.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub ending: Ending,
+    /// What it asked for and did not get.
+    pub refusals: Vec<String>,
+    /// What it logged.
+    pub log: Vec<String>,
+    /// CPU time it took.
+    pub cpu: Duration,
+    /// The most memory it held, in bytes.
+    pub memory_max: u64,
+}
+
+/// How one call ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// `notify` returned ok: this is what it asked for.
+    Planned(Plan),
+    /// It wants to be run again later.
+    Retry(String),
+    /// It says it will never work.
+    Failed(String),
+    /// It trapped or ran out of a limit.
+    Faulted(Fault),
+}
+
+impl Sandbox {
+    /// An engine with its own threads.
+    ///
+    /// # Errors
+    /// When this machine cannot provide what the engine needs: address space, threads.
+    pub fn start() -> Result<Arc<Self>, StartError> {
+        let engine = engine::engine().map_err(StartError::Engine)?;
+        let linker = guest::linker(&engine).map_err(StartError::Engine)?;
+        let threads = tokio::runtime::Builder::new_multi_thread().thread_name("guest").enable_time().build()?;
+        let slots = Arc::new(Semaphore::new(engine::CALLS_MAX));
+        let ticker = engine::Ticker::start(&engine)?;
+        Ok(Arc::new(Self { engine, linker, threads: Some(threads), slots, _ticker: ticker }))
+    }
+
+    /// Checks and compiles a component. Blocks for as long as compiling takes.
+    ///
+    /// # Errors
+    /// [`AdmissionError`], in words the operator can act on.
+    pub fn admit(&self, name: &str, wasm: &[u8], grant: &Grant) -> Result<Version, AdmissionError> {
+        admission::admit(&self.engine, &self.linker, name, wasm, grant)
+    }
+
+    /// Runs `notify` once, in an instance of its own.
+    pub async fn invoke(&self, version: &Version, invocation: Invocation) -> Report {
+        let slot = Arc::clone(&self.slots).acquire_owned().await;
+        let (engine, pre) = (self.engine.clone(), version.pre.clone());
+        let Some(threads) = &self.threads else { return Report::broken("the sandbox is shut down".into()) };
+        let call = threads.spawn(async move {
+            let _slot = slot;
+            call(&engine, &pre, invocation).await
+        });
+        call.await.unwrap_or_else(|error| Report::broken(error.to_string()))
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Some(threads) = self.threads.take() {
+            threads.shutdown_background();
+        }
+    }
+}
+
+impl Report {
+    /// The report of a call that was not made.
+    #[must_use]
+    pub fn nothing() -> Self {
+        let ending = Ending::Planned(Plan::default());
+        Self { ending, refusals: Vec::new(), log: Vec::new(), cpu: Duration::ZERO, memory_max: 0 }
+    }
+
+    /// The report of a call that the host could not make.
+    fn broken(why: String) -> Self {
+        Self { ending: Ending::Faulted(Fault::Host(why)), ..Self::nothing() }
+    }
+}
+
+async fn call(engine: &Engine, pre: &guest::PluginPre<Guest>, invocation: Invocation) -> Report {
+    let limits = invocation.limits;
+    let meter = Arc::new(CpuMeter::default());
+    let record = Arc::new(Record::new(limits));
+    let (event, guest) = Guest::new(invocation, Arc::clone(&record));
+    let mut store = Store::new(engine, guest);
+    store.limiter(|guest| &mut guest.space);
+    store.set_hostcall_fuel(limits.host_call_bytes_max);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback({
+        let meter = Arc::clone(&meter);
+        move |_| meter.check(limits.cpu)
+    });
+    let notify = async {
+        let plugin = pre.instantiate_async(&mut store).await?;
+        plugin.call_notify(&mut store, &event).await
+    };
+    let metered = Metered::new(Box::pin(notify), Arc::clone(&meter));
+    let ended = tokio::time::timeout(limits.wall_clock, metered).await;
+    let memory_max = store.data().space.memory_bytes_max() as u64;
+    drop(store);
+    let (plan, refusals, log) = record.take();
+    let ending = match ended {
+        Ok(Ok(Ok(()))) => Ending::Planned(plan),
+        Ok(Ok(Err(types::Failure::Retry(reason)))) => Ending::Retry(shortened(reason)),
+        Ok(Ok(Err(types::Failure::Failed(reason)))) => Ending::Failed(shortened(reason)),
+        Ok(Err(error)) => Ending::Faulted(Fault::from_error(&error)),
+        Err(_) => Ending::Faulted(Fault::WallClock(limits.wall_clock)),
+    };
+    Report { ending, refusals, log, cpu: meter.spent(), memory_max }
+}
+
+/// A guest's text, short enough to be a reason.
+fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(REASON_BYTES_MAX));
+    text
+}
+
+const REASON_BYTES_MAX: usize = 4 << 10;

@@ -1,0 +1,95 @@
+//! The engine's settings: what a guest's code may be, where its memory comes from, and the clock that interrupts it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+/// Calls that run at the same time, below what the pool holds: an exhausted pool would be an error, not a wait.
+pub(super) const CALLS_MAX: usize = 64;
+
+/// An engine for foreign code.
+pub(super) fn engine() -> Result<Engine, wasmtime::Error> {
+    let mut config = Config::new();
+    config
+        .strategy(wasmtime::Strategy::Cranelift)
+        .wasm_component_model(true)
+        .concurrency_support(false)
+        .wasm_threads(false)
+        .wasm_gc(false)
+        .wasm_function_references(false)
+        .wasm_exceptions(false)
+        .wasm_memory64(false)
+        .wasm_tail_call(false)
+        .wasm_relaxed_simd(false)
+        .epoch_interruption(true)
+        .max_wasm_stack(STACK_BYTES_MAX)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+    Engine::new(&config)
+}
+
+fn pool() -> PoolingAllocationConfig {
+    let mut pool = PoolingAllocationConfig::default();
+    // More slots than calls: a slot is given back a moment after its call has ended.
+    let slots = CALLS_MAX as u32 * 2;
+    pool.total_component_instances(slots)
+        .total_stacks(slots)
+        .total_core_instances(slots * 8)
+        .total_memories(slots * 2)
+        .total_tables(slots * 4)
+        .max_core_instances_per_component(64)
+        .max_memories_per_component(4)
+        .max_tables_per_component(32)
+        .max_component_instance_size(4 << 20)
+        .max_core_instance_size(4 << 20)
+        .max_memory_size(MEMORY_BYTES_CEILING)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .linear_memory_keep_resident(1 << 20)
+        .async_stack_keep_resident(64 << 10)
+        .decommit_batch_size(16)
+        .pagemap_scan(if swaps() { Enabled::No } else { Enabled::Auto });
+    pool
+}
+
+/// Whether this machine swaps. Pages swapped out would survive from one call to the next when reset by scanning.
+fn swaps() -> bool {
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().nth(1).is_some())
+}
+
+/// Ticks the engine's epoch, so that running guests are looked at.
+pub(super) struct Ticker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    pub(super) fn start(engine: &Engine) -> std::io::Result<Self> {
+        let (engine, stop) = (engine.weak(), Arc::new(AtomicBool::new(false)));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("epoch".into()).spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                std::thread::sleep(TICK);
+                let Some(engine) = engine.upgrade() else { return };
+                engine.increment_epoch();
+            }
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+const TICK: Duration = Duration::from_millis(1);
+const STACK_BYTES_MAX: usize = 512 << 10;
+const TABLE_ELEMENTS_MAX: usize = 100_000;
+/// No plugin can be given more memory than this.
+const MEMORY_BYTES_CEILING: usize = 256 << 20;

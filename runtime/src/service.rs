@@ -1,0 +1,196 @@
+//! The running service: both halves of the path, started in order and shut down in order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Config, DeliveryMode};
+use crate::courier::Courier;
+use crate::courier::sinks::Sink;
+use crate::courier::sinks::smtp::Smtp;
+use crate::effect::destination;
+use crate::intake::Intake;
+use crate::intake::source::Received;
+use crate::intake::source::amqp::AmqpSource;
+use crate::intake::task::Tasks;
+use crate::registry::Registry;
+use crate::sandbox::Sandbox;
+use crate::store::{Store, StoreError};
+use crate::tenant::Tenant;
+
+/// Both halves, running.
+pub struct Service {
+    store: Store,
+    intake: Arc<Intake>,
+    /// No new deliveries.
+    stop_intake: CancellationToken,
+    /// Sources may close their connections.
+    close_sources: CancellationToken,
+    /// No new attempts.
+    stop_courier: CancellationToken,
+    sources: TaskTracker,
+    handlers: TaskTracker,
+    attempts: TaskTracker,
+    writer: TaskTracker,
+}
+
+/// What a service is made of.
+pub struct Parts {
+    /// The database's address.
+    pub store: String,
+    /// The tenants.
+    pub tenants: Vec<Tenant>,
+    /// Where task definitions come from.
+    pub tasks: Tasks,
+    /// Runs the plugins.
+    pub sandbox: Arc<Sandbox>,
+    /// The live plugins.
+    pub registry: Registry,
+    /// The sinks, by destination.
+    pub sinks: BTreeMap<String, Arc<Sink>>,
+    /// For how long repeated events are recognised.
+    pub keep: Duration,
+}
+
+impl Service {
+    /// Opens the store and starts the courier; deliveries are taken from sources added later.
+    ///
+    /// # Errors
+    /// When the store cannot be opened.
+    pub async fn start(parts: Parts) -> Result<Self, StoreError> {
+        let writer = TaskTracker::new();
+        let store = Store::open(&parts.store, &writer).await?;
+        let tenants: BTreeMap<_, _> = parts.tenants.into_iter().map(|tenant| (tenant.name.clone(), tenant)).collect();
+        let (stop_courier, attempts) = (CancellationToken::new(), TaskTracker::new());
+        store.probe_now().await?;
+        let courier = Courier {
+            store: store.clone(),
+            sinks: parts.sinks,
+            tenants: tenants.clone(),
+            owner: Courier::new_owner(),
+            keep: parts.keep,
+        };
+        Arc::new(courier).start(&stop_courier, &attempts);
+        let intake = Arc::new(Intake {
+            tenants,
+            tasks: Arc::new(parts.tasks),
+            registry: parts.registry,
+            sandbox: parts.sandbox,
+            store: store.clone(),
+            in_hand: Arc::new(Semaphore::new(Intake::IN_HAND_MAX.into())),
+        });
+        let (stop_intake, handlers) = (CancellationToken::new(), TaskTracker::new());
+        handlers.spawn(Arc::clone(&intake).run_deferred(stop_intake.clone(), handlers.clone()));
+        Ok(Self {
+            store,
+            intake,
+            stop_intake,
+            close_sources: CancellationToken::new(),
+            stop_courier,
+            sources: TaskTracker::new(),
+            handlers,
+            attempts,
+            writer,
+        })
+    }
+
+    /// The store, to look into.
+    #[must_use]
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Where the task definitions come from.
+    #[must_use]
+    pub fn tasks(&self) -> &Tasks {
+        &self.intake.tasks
+    }
+
+    /// A way to hand in deliveries for a tenant.
+    #[must_use]
+    pub fn inlet(&self, tenant: &str) -> mpsc::Sender<Received> {
+        let (out, received) = mpsc::channel(Intake::IN_HAND_MAX.into());
+        let (intake, handlers) = (Arc::clone(&self.intake), self.handlers.clone());
+        self.handlers.spawn(intake.run(tenant.to_owned(), received, handlers));
+        out
+    }
+
+    /// Consumes every tenant's queue. The receivers say which ones are being consumed.
+    pub fn consume(&self, config: &Config) -> Vec<watch::Receiver<bool>> {
+        let consume = |tenant: &Tenant| {
+            let (consuming, is_consuming) = watch::channel(false);
+            let source = AmqpSource {
+                broker: config.broker.clone(),
+                queue: tenant.queue.clone(),
+                prefetch: Intake::IN_HAND_MAX,
+                store: self.store.clone(),
+                consuming,
+            };
+            let (stop, close) = (self.stop_intake.clone(), self.close_sources.clone());
+            self.sources.spawn(source.run(self.inlet(&tenant.name), stop, close));
+            is_consuming
+        };
+        config.tenants.iter().map(consume).collect()
+    }
+
+    /// Whether nothing is in hand, nothing waits to be delivered and nothing is put off.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn is_idle(&self) -> Result<bool, StoreError> {
+        // Handlers are those of the inlets, the one that looks for what was put off, and one for each delivery.
+        let in_hand = self.handlers.len() > 1;
+        Ok(!in_hand && self.store.unfinished().await? == 0)
+    }
+
+    /// Stops taking deliveries, finishes and acks those in hand, finishes the attempts in flight, closes. Whatever is
+    /// not finished within `limit` stays with the broker or in the store.
+    pub async fn drain(self, limit: Duration) {
+        let drained = tokio::time::timeout(limit, async {
+            self.stop_intake.cancel();
+            self.stop_courier.cancel();
+            self.handlers.close();
+            self.handlers.wait().await;
+            self.close_sources.cancel();
+            self.sources.close();
+            self.sources.wait().await;
+            self.attempts.close();
+            self.attempts.wait().await;
+        });
+        if drained.await.is_err() {
+            tracing::warn!(
+                limit_s = limit.as_secs(),
+                "not everything finished in time: the rest waits for the next start"
+            );
+        }
+        self.close_sources.cancel();
+        let Self { store, intake, writer, .. } = self;
+        drop((store, intake));
+        writer.close();
+        if tokio::time::timeout(WRITER_LIMIT, writer.wait()).await.is_err() {
+            tracing::warn!("the database did not take the last writes in time");
+        }
+    }
+}
+
+/// The sinks a configuration names, by destination.
+///
+/// # Errors
+/// When one cannot be made ready.
+pub fn sinks(config: &Config) -> Result<BTreeMap<String, Arc<Sink>>, lettre::transport::smtp::Error> {
+    let mut sinks = BTreeMap::new();
+    for (account, smtp) in &config.smtp {
+        let sink = match config.delivery {
+            DeliveryMode::Send => Sink::Smtp(Box::new(Smtp::new(smtp.clone())?)),
+            DeliveryMode::Capture => Sink::Capture,
+        };
+        sinks.insert(destination("email", account), Arc::new(sink));
+    }
+    Ok(sinks)
+}
+
+const WRITER_LIMIT: Duration = Duration::from_secs(5);

@@ -1,0 +1,252 @@
+//! What must not be lost: events, invocations, effects and attempts, in one SQL database.
+//!
+//! Enters: what intake settled and what couriers learned. Leaves: committed rows, claimed effects. A call returns after
+//! its commit, so whoever acks or sends afterwards may rely on it. Calls made at the same time share a transaction
+//! (`writer`), and nobody else writes.
+
+mod rows;
+mod sqlite;
+mod writer;
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
+
+pub use rows::*;
+use writer::{Write, Written};
+
+/// The database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    writer: mpsc::Sender<(Write, oneshot::Sender<Result<Written, StoreError>>)>,
+    reader: SqlitePool,
+    health: watch::Receiver<Health>,
+    effects_due: watch::Receiver<()>,
+}
+
+/// Whether the database takes what it is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Ready,
+    /// It does not, and why; what was given to it waits.
+    Unavailable(String),
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The address is not one of ours.
+    #[error("expected sqlite:<path>, found {0:?}")]
+    Address(String),
+    /// The database cannot be opened or migrated.
+    #[error("open {path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the engine says.
+        source: sqlx::Error,
+    },
+    /// The engine refuses this one write for what it contains.
+    #[error("the database refuses it: {0}")]
+    Rejected(String),
+    /// A read failed.
+    #[error("read: {0}")]
+    Read(#[from] sqlx::Error),
+    /// A stored value is not what this version writes.
+    #[error("stored {what}: {why}")]
+    Corrupt {
+        /// The column.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The service is shutting down; nothing was written.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl Store {
+    /// Opens the database at `sqlite:<path>`, creating and migrating it, and starts its writer on `tracker`.
+    /// The writer ends when the last clone of the store is gone.
+    ///
+    /// # Errors
+    /// [`StoreError::Address`] or [`StoreError::Open`].
+    pub async fn open(address: &str, tracker: &TaskTracker) -> Result<Self, StoreError> {
+        let path = address.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
+        let path =
+            path.filter(|path| !path.is_empty()).ok_or_else(|| StoreError::Address(without_password(address)))?;
+        let path = PathBuf::from(path);
+        let open = |source| StoreError::Open { path: path.clone(), source };
+        let mut connection = sqlite::connect(&path).await.map_err(open)?;
+        sqlite::migrate(&mut connection).await.map_err(open)?;
+        let reader =
+            SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(sqlite::options(&path).read_only(true));
+        let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
+        let (health_sender, health) = watch::channel(Health::Ready);
+        let (effects_due_sender, effects_due) = watch::channel(());
+        tracker.spawn(writer::run(path, connection, writes, health_sender, effects_due_sender));
+        Ok(Self { writer, reader, health, effects_due })
+    }
+
+    /// Commits what intake decided about an event, with everything its plugins asked for.
+    ///
+    /// # Errors
+    /// [`StoreError::Rejected`] when the engine refuses its content, [`StoreError::Closed`].
+    pub async fn settle(&self, settled: Settled) -> Result<Verdict, StoreError> {
+        match self.write(Write::Settle(settled)).await? {
+            Written::Verdict(verdict) => Ok(verdict),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    /// Commits the outcome of an invocation that had asked to be run again.
+    ///
+    /// # Errors
+    /// As [`Store::settle`].
+    pub async fn settle_retry(&self, retried: Retried) -> Result<Verdict, StoreError> {
+        match self.write(Write::Retried(retried)).await? {
+            Written::Verdict(verdict) => Ok(verdict),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    /// Keeps a delivery that is no event.
+    ///
+    /// # Errors
+    /// As [`Store::settle`].
+    pub async fn bury(&self, dead: DeadDelivery) -> Result<(), StoreError> {
+        self.write(Write::Bury(dead)).await.map(drop)
+    }
+
+    /// Takes up to `limit` deferred events whose time has come; they come back after a minute unless settled.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn due_events(&self, limit: u32) -> Result<Vec<DeferredEvent>, StoreError> {
+        match self.write(Write::DueEvents { now_ms: now_ms(), limit }).await? {
+            Written::Events(events) => Ok(events),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    /// Takes up to `limit` invocations whose retry is due; they come back after a minute unless settled.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn due_retries(&self, limit: u32) -> Result<Vec<DueRetry>, StoreError> {
+        match self.write(Write::DueRetries { now_ms: now_ms(), limit }).await? {
+            Written::Retries(retries) => Ok(retries),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    /// Claims due effects of one destination and records the attempt that is about to be made on each.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, StoreError> {
+        match self.write(Write::Claim(claim)).await? {
+            Written::Claimed(claimed) => Ok(claimed),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    /// Records how an attempt ended. Only the attempt that holds the claim changes the effect.
+    ///
+    /// # Errors
+    /// As [`Store::settle`].
+    pub async fn finish(&self, finished: Finished) -> Result<(), StoreError> {
+        self.write(Write::Finish(finished)).await.map(drop)
+    }
+
+    /// Extends the leases of everything `owner` has claimed.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn renew(&self, owner: &str) -> Result<(), StoreError> {
+        self.write(Write::Renew { owner: owner.to_owned(), lease_ms: now_ms() + LEASE_MS }).await.map(drop)
+    }
+
+    /// Makes the next probe of every suspended destination due now: the configuration may just have been mended.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn probe_now(&self) -> Result<(), StoreError> {
+        self.write(Write::ProbeNow).await.map(drop)
+    }
+
+    /// Forgets events received before a time, once nothing about them is left to do.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn prune(&self, before: Timestamp) -> Result<(), StoreError> {
+        self.write(Write::Prune { before_ms: before.as_millisecond() }).await.map(drop)
+    }
+
+    /// Remembers exactly these bindings of a queue, and returns those it remembered that are not among them.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn bindings(&self, queue: &str, bindings: Vec<Binding>) -> Result<Vec<Binding>, StoreError> {
+        match self.write(Write::Bindings { queue: queue.to_owned(), bindings }).await? {
+            Written::Bindings(stale) => Ok(stale),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    /// How many events, invocations and effects are not at their end.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn unfinished(&self) -> Result<i64, StoreError> {
+        let count = "SELECT (SELECT COUNT(*) FROM event WHERE state = 'deferred') \
+                     + (SELECT COUNT(*) FROM invocation WHERE state = 'retry') \
+                     + (SELECT COUNT(*) FROM effect WHERE state IN ('pending', 'claimed'))";
+        Ok(sqlx::query_scalar(count).fetch_one(&self.reader).await?)
+    }
+
+    /// Read-only connections, for those who look and change nothing.
+    #[must_use]
+    pub fn reader(&self) -> &SqlitePool {
+        &self.reader
+    }
+
+    /// Whether the database takes what it is given, and when that changes.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    /// Changes when this process has committed something that may have made an effect due.
+    #[must_use]
+    pub fn effects_due(&self) -> watch::Receiver<()> {
+        self.effects_due.clone()
+    }
+
+    async fn write(&self, write: Write) -> Result<Written, StoreError> {
+        let (reply, written) = oneshot::channel();
+        self.writer.send((write, reply)).await.map_err(|_| StoreError::Closed)?;
+        written.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+fn without_password(address: &str) -> String {
+    address.split_once("://").map_or_else(|| address.to_owned(), |(scheme, _)| format!("{scheme}://…"))
+}
+
+/// How long a claim holds without being renewed.
+pub const LEASE_MS: i64 = 15_000;
+/// For how long a deferred event or a retry, once taken, is nobody else's.
+const TAKEN_MS: i64 = 60_000;
+const READERS: u32 = 2;
+const WRITES_WAITING_MAX: usize = 1_024;

@@ -1,0 +1,566 @@
+//! The statements, in SQLite's dialect. Each takes the transaction of its group.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
+use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite, SqliteConnection};
+
+use super::rows::*;
+use super::writer::{Write, Written};
+use super::{LEASE_MS, TAKEN_MS};
+use crate::effect::{EffectId, Hash, Planned};
+
+type Result<T> = std::result::Result<T, sqlx::Error>;
+
+pub(super) fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(Duration::from_secs(30))
+        .statement_cache_capacity(256)
+}
+
+pub(super) async fn connect(path: &Path) -> Result<SqliteConnection> {
+    options(path).connect().await
+}
+
+pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
+    Ok(MIGRATIONS.run(connection).await?)
+}
+
+/// Applies a group of writes, in an order that lets claims see what the group brings.
+pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write]) -> Result<Vec<Written>> {
+    let mut written: Vec<Option<Written>> = writes.iter().map(|_| None).collect();
+    let deliveries = writes.iter().enumerate().filter_map(|(place, write)| match write {
+        Write::Settle(settled) if settled.basis == Basis::Delivery => Some((place, settled)),
+        _ => None,
+    });
+    for (place, verdict) in settle_deliveries(connection, deliveries.collect()).await? {
+        if let Some(slot) = written.get_mut(place) {
+            *slot = Some(Written::Verdict(verdict));
+        }
+    }
+    let is_claim = |write: &Write| matches!(write, Write::Claim(_));
+    let (claims, others): (Vec<_>, Vec<_>) =
+        writes.iter().zip(&mut written).filter(|(_, slot)| slot.is_none()).partition(|(write, _)| is_claim(write));
+    for (write, slot) in others.into_iter().chain(claims) {
+        *slot = Some(one(connection, write).await?);
+    }
+    Ok(written.into_iter().map(|slot| slot.unwrap_or(Written::Nothing)).collect())
+}
+
+async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written> {
+    Ok(match write {
+        Write::Settle(settled) => Written::Verdict(settle_deferred(connection, settled).await?),
+        Write::Retried(retried) => Written::Verdict(settle_retry(connection, retried).await?),
+        Write::Bury(dead) => bury(connection, dead).await?,
+        Write::DueEvents { now_ms, limit } => Written::Events(due_events(connection, *now_ms, *limit).await?),
+        Write::DueRetries { now_ms, limit } => Written::Retries(due_retries(connection, *now_ms, *limit).await?),
+        Write::Claim(claim) => Written::Claimed(self::claim(connection, claim).await?),
+        Write::Finish(finished) => finish(connection, finished).await?,
+        Write::Renew { owner, lease_ms } => renew(connection, owner, *lease_ms).await?,
+        Write::ProbeNow => {
+            sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
+            Written::Nothing
+        }
+        Write::Prune { before_ms } => prune(connection, *before_ms).await?,
+        Write::Bindings { queue, bindings } => Written::Bindings(self::bindings(connection, queue, bindings).await?),
+    })
+}
+
+/// Inserts new events; who comes second to a key loses and writes nothing.
+async fn settle_deliveries(
+    connection: &mut SqliteConnection,
+    deliveries: Vec<(usize, &Settled)>,
+) -> Result<Vec<(usize, Verdict)>> {
+    let mut first: BTreeMap<Hash, (usize, &Settled)> = BTreeMap::new();
+    let mut verdicts = Vec::with_capacity(deliveries.len());
+    for (place, settled) in deliveries {
+        match first.entry(settled.key) {
+            std::collections::btree_map::Entry::Vacant(vacant) => _ = vacant.insert((place, settled)),
+            std::collections::btree_map::Entry::Occupied(_) => verdicts.push((place, Verdict::Lost)),
+        }
+    }
+    let rows: Vec<_> = first.values().map(|(_, settled)| *settled).collect();
+    let mut ids = HashMap::new();
+    for chunk in rows.chunks(ROWS_PER_STATEMENT) {
+        ids.extend(insert_events(connection, chunk).await?);
+    }
+    let mut invocations = Vec::new();
+    for (key, (place, settled)) in first {
+        let won = ids.get(&key);
+        verdicts.push((place, if won.is_some() { Verdict::Won } else { Verdict::Lost }));
+        if let (Some(event_id), Fate::Planned(outcomes)) = (won, &settled.fate) {
+            invocations.extend(outcomes.iter().map(|invocation| (*event_id, settled, invocation)));
+        }
+    }
+    insert_invocations(connection, &invocations).await?;
+    Ok(verdicts)
+}
+
+async fn insert_events(connection: &mut SqliteConnection, events: &[&Settled]) -> Result<HashMap<Hash, i64>> {
+    let mut insert = QueryBuilder::<Sqlite>::new(
+        "INSERT INTO event (key, tenant, status, task_id, run_id, delivery, received_ms, state, reason, due_ms, tries) ",
+    );
+    insert.push_values(events, |mut row, event| {
+        let (state, reason, due_ms) = event_state(&event.fate);
+        row.push_bind(event.key.as_bytes().to_vec())
+            .push_bind(event.tenant.clone())
+            .push_bind(event.status.clone())
+            .push_bind(event.task_id.clone())
+            .push_bind(event.run_id)
+            .push_bind(json(&event.delivery))
+            .push_bind(event.received_ms)
+            .push_bind(state)
+            .push_bind(reason)
+            .push_bind(due_ms)
+            .push_bind(u32::from(due_ms.is_some()));
+    });
+    insert.push(" ON CONFLICT (key) DO NOTHING RETURNING id, key");
+    let rows = insert.build().fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((hash(row, "key")?, row.try_get("id")?))).collect()
+}
+
+async fn insert_invocations(
+    connection: &mut SqliteConnection,
+    invocations: &[(i64, &Settled, &Invocation)],
+) -> Result<()> {
+    let mut effects = Vec::new();
+    for chunk in invocations.chunks(ROWS_PER_STATEMENT) {
+        let mut insert = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO invocation (event_id, generation, identity, plugin, digest, state, reason, refusals, log, \
+             cpu_us, memory_max, due_ms, tries) ",
+        );
+        insert.push_values(chunk, |mut row, (event_id, _, invocation)| {
+            let (state, reason, due_ms) = invocation_state(&invocation.outcome);
+            row.push_bind(*event_id)
+                .push_bind(invocation.generation)
+                .push_bind(invocation.identity.clone())
+                .push_bind(invocation.plugin.clone())
+                .push_bind(invocation.digest.as_bytes().to_vec())
+                .push_bind(state)
+                .push_bind(reason)
+                .push_bind(list(&invocation.refusals))
+                .push_bind(list(&invocation.log))
+                .push_bind(signed(invocation.cpu_us))
+                .push_bind(signed(invocation.memory_max))
+                .push_bind(due_ms)
+                .push_bind(1_u32);
+        });
+        insert.push(" RETURNING id");
+        // Rows come back in the order they were given.
+        let ids: Vec<i64> = insert.build_query_scalar().fetch_all(&mut *connection).await?;
+        for (id, (_, settled, invocation)) in ids.into_iter().zip(chunk) {
+            effects.extend(rows_of_plan(id, &settled.tenant, settled.received_ms, invocation));
+        }
+    }
+    insert_effects(connection, &effects).await
+}
+
+/// An effect with the invocation it belongs to and the effect it must wait for.
+struct EffectRow<'a> {
+    invocation_id: i64,
+    after: Option<EffectId>,
+    tenant: &'a str,
+    plugin: &'a str,
+    created_ms: i64,
+    planned: &'a Planned,
+}
+
+/// The effects of a plan, each told which one to the same recipient comes before it.
+fn rows_of_plan<'a>(
+    invocation_id: i64,
+    tenant: &'a str,
+    created_ms: i64,
+    invocation: &'a Invocation,
+) -> Vec<EffectRow<'a>> {
+    let Outcome::Done(plan) = &invocation.outcome else { return Vec::new() };
+    let mut last: HashMap<(&str, &str, &str), EffectId> = HashMap::new();
+    let row = |planned: &'a Planned| {
+        let to = (planned.effect.capability(), planned.effect.account(), planned.effect.recipient());
+        let after = if planned.refused.is_none() { last.insert(to, planned.id) } else { None };
+        EffectRow { invocation_id, after, tenant, plugin: &invocation.plugin, created_ms, planned }
+    };
+    plan.effects.iter().map(row).collect()
+}
+
+async fn insert_effects(connection: &mut SqliteConnection, effects: &[EffectRow<'_>]) -> Result<()> {
+    for chunk in effects.chunks(ROWS_PER_STATEMENT) {
+        let mut insert = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO effect (id, invocation_id, after, call, tenant, plugin, destination, recipient, payload, \
+             created_ms, state, reason, due_ms) ",
+        );
+        insert.push_values(chunk, |mut row, effect| {
+            let planned = effect.planned;
+            row.push_bind(planned.id.as_bytes().to_vec())
+                .push_bind(effect.invocation_id)
+                .push_bind(effect.after.map(|after| after.as_bytes().to_vec()))
+                .push_bind(planned.call.as_bytes().to_vec())
+                .push_bind(effect.tenant.to_owned())
+                .push_bind(effect.plugin.to_owned())
+                .push_bind(planned.effect.destination())
+                .push_bind(planned.effect.recipient().as_bytes().to_vec())
+                .push_bind(json(&planned.effect))
+                .push_bind(effect.created_ms)
+                .push_bind(if planned.refused.is_some() { "refused" } else { "pending" })
+                .push_bind(planned.refused.as_ref().map(|reason| reason.clone().into_bytes()))
+                .push_bind(effect.created_ms);
+        });
+        insert.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+async fn settle_deferred(connection: &mut SqliteConnection, settled: &Settled) -> Result<Verdict> {
+    let Basis::Deferred { tries } = settled.basis else { return Ok(Verdict::Lost) };
+    let (state, reason, due_ms) = event_state(&settled.fate);
+    let event_id: Option<i64> = sqlx::query_scalar(
+        "UPDATE event SET state = ?, reason = ?, due_ms = ?, tries = tries + 1 \
+         WHERE key = ? AND state = 'deferred' AND tries = ? RETURNING id",
+    )
+    .bind(state)
+    .bind(reason)
+    .bind(due_ms)
+    .bind(settled.key.as_bytes().to_vec())
+    .bind(tries)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(event_id) = event_id else { return Ok(Verdict::Lost) };
+    if let Fate::Planned(outcomes) = &settled.fate {
+        let invocations: Vec<_> = outcomes.iter().map(|invocation| (event_id, settled, invocation)).collect();
+        insert_invocations(connection, &invocations).await?;
+    }
+    Ok(Verdict::Won)
+}
+
+async fn settle_retry(connection: &mut SqliteConnection, retried: &Retried) -> Result<Verdict> {
+    let invocation = &retried.invocation;
+    let (state, reason, due_ms) = invocation_state(&invocation.outcome);
+    let update = sqlx::query(
+        "UPDATE invocation SET digest = ?, state = ?, reason = ?, refusals = ?, log = ?, cpu_us = ?, memory_max = ?, \
+         due_ms = ?, tries = tries + 1 WHERE id = ? AND state = 'retry' AND tries = ?",
+    )
+    .bind(invocation.digest.as_bytes().to_vec())
+    .bind(state)
+    .bind(reason)
+    .bind(list(&invocation.refusals))
+    .bind(list(&invocation.log))
+    .bind(signed(invocation.cpu_us))
+    .bind(signed(invocation.memory_max))
+    .bind(due_ms)
+    .bind(retried.invocation_id)
+    .bind(retried.tries);
+    if update.execute(&mut *connection).await?.rows_affected() == 0 {
+        return Ok(Verdict::Lost);
+    }
+    let effects = rows_of_plan(retried.invocation_id, &retried.tenant, retried.received_ms, invocation);
+    insert_effects(connection, &effects).await?;
+    Ok(Verdict::Won)
+}
+
+async fn bury(connection: &mut SqliteConnection, dead: &DeadDelivery) -> Result<Written> {
+    let body = &dead.delivery.body;
+    sqlx::query(
+        "INSERT INTO dead_delivery (tenant, exchange, routing_key, reason, sha256, bytes, body, received_ms) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(&dead.tenant)
+    .bind(&dead.delivery.exchange)
+    .bind(&dead.delivery.routing_key)
+    .bind(dead.reason.as_bytes())
+    .bind(Hash::of_bytes(body).as_bytes().to_vec())
+    .bind(signed(body.len() as u64))
+    .bind(body.get(..DEAD_BODY_BYTES_MAX).unwrap_or(body))
+    .bind(dead.received_ms)
+    .execute(connection)
+    .await?;
+    Ok(Written::Nothing)
+}
+
+async fn due_events(connection: &mut SqliteConnection, now_ms: i64, limit: u32) -> Result<Vec<DeferredEvent>> {
+    let rows = sqlx::query(
+        "UPDATE event SET due_ms = ? WHERE id IN (SELECT id FROM event WHERE state = 'deferred' AND due_ms <= ? \
+         ORDER BY due_ms LIMIT ?) RETURNING tenant, delivery, received_ms, tries",
+    )
+    .bind(now_ms + TAKEN_MS)
+    .bind(now_ms)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(DeferredEvent {
+                tenant: row.try_get("tenant")?,
+                delivery: from_json(row, "delivery")?,
+                received_ms: row.try_get("received_ms")?,
+                tries: row.try_get("tries")?,
+            })
+        })
+        .collect()
+}
+
+async fn due_retries(connection: &mut SqliteConnection, now_ms: i64, limit: u32) -> Result<Vec<DueRetry>> {
+    let ids: Vec<i64> = sqlx::query_scalar(
+        "UPDATE invocation SET due_ms = ? WHERE id IN (SELECT id FROM invocation WHERE state = 'retry' AND \
+         due_ms <= ? ORDER BY due_ms LIMIT ?) RETURNING id",
+    )
+    .bind(now_ms + TAKEN_MS)
+    .bind(now_ms)
+    .bind(limit)
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut due = Vec::with_capacity(ids.len());
+    for id in ids {
+        let row = sqlx::query(
+            "SELECT i.id, e.tenant, e.delivery, e.received_ms, i.generation, i.identity, i.plugin, i.tries \
+             FROM invocation i JOIN event e ON e.id = i.event_id WHERE i.id = ?",
+        )
+        .bind(id)
+        .fetch_one(&mut *connection)
+        .await?;
+        due.push(DueRetry {
+            invocation_id: row.try_get("id")?,
+            tenant: row.try_get("tenant")?,
+            delivery: from_json(&row, "delivery")?,
+            received_ms: row.try_get("received_ms")?,
+            generation: row.try_get("generation")?,
+            identity: row.try_get("identity")?,
+            plugin: row.try_get("plugin")?,
+            tries: row.try_get("tries")?,
+        });
+    }
+    Ok(due)
+}
+
+/// Claims what is due and what others have claimed and let lapse. Of a suspended destination it claims nothing, or one
+/// effect as a probe when that is due.
+async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Claimed>> {
+    let limit = match suspension(connection, claim).await? {
+        None => claim.limit,
+        Some(probe_ms) if probe_ms > claim.now_ms => return Ok(Vec::new()),
+        Some(_) => claim.limit.min(1),
+    };
+    let rows = sqlx::query(
+        "UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', owner = ?1, lease_ms = ?2, \
+         attempt = attempt + 1 \
+         WHERE id IN (SELECT id FROM (\
+           SELECT id, after, due_ms FROM effect WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 \
+           UNION ALL \
+           SELECT id, after, due_ms FROM effect WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4) e \
+         WHERE e.after IS NULL OR NOT EXISTS (SELECT 1 FROM effect before \
+           WHERE before.id = e.after AND before.state IN ('pending', 'claimed')) \
+         ORDER BY due_ms LIMIT ?5) \
+         RETURNING id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, payload",
+    )
+    .bind(&claim.owner)
+    .bind(claim.now_ms + LEASE_MS)
+    .bind(&claim.destination)
+    .bind(claim.now_ms)
+    .bind(limit)
+    .fetch_all(&mut *connection)
+    .await?;
+    let claimed: Vec<Claimed> = rows.iter().map(claimed).collect::<Result<_>>()?;
+    record_attempts(connection, claim, &claimed).await?;
+    Ok(claimed)
+}
+
+/// When a suspended destination is probed next; taking the probe puts the next one off by a lease.
+async fn suspension(connection: &mut SqliteConnection, claim: &Claim) -> Result<Option<i64>> {
+    let probe_ms: Option<i64> = sqlx::query_scalar("SELECT probe_ms FROM suspension WHERE destination = ?")
+        .bind(&claim.destination)
+        .fetch_optional(&mut *connection)
+        .await?;
+    if probe_ms.is_some_and(|probe_ms| probe_ms <= claim.now_ms) {
+        sqlx::query("UPDATE suspension SET probe_ms = ? WHERE destination = ?")
+            .bind(claim.now_ms + LEASE_MS)
+            .bind(&claim.destination)
+            .execute(connection)
+            .await?;
+    }
+    Ok(probe_ms)
+}
+
+async fn record_attempts(connection: &mut SqliteConnection, claim: &Claim, claimed: &[Claimed]) -> Result<()> {
+    for chunk in claimed.chunks(ROWS_PER_STATEMENT) {
+        let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_id, number, owner, started_ms) ");
+        insert.push_values(chunk, |mut row, claimed| {
+            row.push_bind(claimed.id.as_bytes().to_vec())
+                .push_bind(claimed.attempt)
+                .push_bind(claim.owner.clone())
+                .push_bind(claim.now_ms);
+        });
+        insert.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+async fn finish(connection: &mut SqliteConnection, finished: &Finished) -> Result<Written> {
+    let (id, answer) = (finished.id.as_bytes().to_vec(), finished.answer.as_bytes());
+    sqlx::query(
+        "UPDATE attempt SET ended_ms = ?, outcome = ?, answer = ? WHERE effect_id = ? AND number = ? AND owner = ?",
+    )
+    .bind(finished.ended_ms)
+    .bind(finished.outcome)
+    .bind(answer)
+    .bind(&id)
+    .bind(finished.attempt)
+    .bind(&finished.owner)
+    .execute(&mut *connection)
+    .await?;
+    let (due_ms, counts, in_doubt) = match finished.next {
+        Next::Pending { due_ms, in_doubt } => (due_ms, true, in_doubt),
+        Next::Suspended { .. } => (finished.ended_ms, false, false),
+        Next::Delivered | Next::Dead | Next::Expired | Next::Refused => (finished.ended_ms, false, false),
+    };
+    sqlx::query(
+        "UPDATE effect SET state = ?, reason = ?, due_ms = ?, owner = NULL, lease_ms = NULL, failures = failures + ?, \
+         in_doubt = in_doubt + ? WHERE id = ? AND state = 'claimed' AND attempt = ? AND owner = ?",
+    )
+    .bind(finished.next.state())
+    .bind(answer)
+    .bind(due_ms)
+    .bind(u32::from(counts))
+    .bind(u32::from(in_doubt))
+    .bind(&id)
+    .bind(finished.attempt)
+    .bind(&finished.owner)
+    .execute(&mut *connection)
+    .await?;
+    record_suspension(connection, finished).await?;
+    Ok(Written::Nothing)
+}
+
+/// A destination that answered as it should is suspended no longer.
+async fn record_suspension(connection: &mut SqliteConnection, finished: &Finished) -> Result<()> {
+    let query = match finished.next {
+        Next::Suspended { probe_ms } => sqlx::query(
+            "INSERT INTO suspension (destination, reason, since_ms, probe_ms, probes) VALUES (?1, ?2, ?3, ?4, 0) \
+             ON CONFLICT (destination) DO UPDATE SET reason = ?2, probe_ms = ?4, probes = probes + 1",
+        )
+        .bind(&finished.destination)
+        .bind(finished.answer.as_bytes())
+        .bind(finished.ended_ms)
+        .bind(probe_ms),
+        Next::Delivered | Next::Dead => {
+            sqlx::query("DELETE FROM suspension WHERE destination = ?").bind(&finished.destination)
+        }
+        Next::Pending { .. } | Next::Expired | Next::Refused => return Ok(()),
+    };
+    query.execute(connection).await?;
+    Ok(())
+}
+
+async fn renew(connection: &mut SqliteConnection, owner: &str, lease_ms: i64) -> Result<Written> {
+    sqlx::query("UPDATE effect SET lease_ms = ? WHERE state = 'claimed' AND owner = ?")
+        .bind(lease_ms)
+        .bind(owner)
+        .execute(connection)
+        .await?;
+    Ok(Written::Nothing)
+}
+
+async fn prune(connection: &mut SqliteConnection, before_ms: i64) -> Result<Written> {
+    sqlx::query(
+        "DELETE FROM event WHERE id IN (SELECT e.id FROM event e WHERE e.received_ms < ? AND e.state <> 'deferred' \
+         AND NOT EXISTS (SELECT 1 FROM invocation i WHERE i.event_id = e.id AND (i.state = 'retry' OR EXISTS (\
+           SELECT 1 FROM effect f WHERE f.invocation_id = i.id AND f.state IN ('pending', 'claimed')))) LIMIT 1000)",
+    )
+    .bind(before_ms)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("DELETE FROM dead_delivery WHERE received_ms < ?").bind(before_ms).execute(connection).await?;
+    Ok(Written::Nothing)
+}
+
+async fn bindings(connection: &mut SqliteConnection, queue: &str, wanted: &[Binding]) -> Result<Vec<Binding>> {
+    let rows = sqlx::query("DELETE FROM binding WHERE queue = ? RETURNING exchange, routing_key")
+        .bind(queue)
+        .fetch_all(&mut *connection)
+        .await?;
+    for binding in wanted {
+        sqlx::query("INSERT INTO binding (queue, exchange, routing_key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(queue)
+            .bind(&binding.exchange)
+            .bind(&binding.routing_key)
+            .execute(&mut *connection)
+            .await?;
+    }
+    let wanted: BTreeSet<_> = wanted.iter().collect();
+    let mut stale = Vec::new();
+    for row in rows {
+        let binding = Binding { exchange: row.try_get("exchange")?, routing_key: row.try_get("routing_key")? };
+        if !wanted.contains(&binding) {
+            stale.push(binding);
+        }
+    }
+    Ok(stale)
+}
+
+fn event_state(fate: &Fate) -> (&'static str, Option<Vec<u8>>, Option<i64>) {
+    match fate {
+        Fate::Planned(_) => ("planned", None, None),
+        Fate::Deferred { due_ms, reason } => ("deferred", Some(reason.clone().into_bytes()), Some(*due_ms)),
+        Fate::Dead { reason } => ("dead", Some(reason.clone().into_bytes()), None),
+    }
+}
+
+fn invocation_state(outcome: &Outcome) -> (&'static str, Option<Vec<u8>>, Option<i64>) {
+    match outcome {
+        Outcome::Done(_) => ("done", None, None),
+        Outcome::Retry { due_ms, reason } => ("retry", Some(reason.clone().into_bytes()), Some(*due_ms)),
+        Outcome::Failed(reason) => ("failed", Some(reason.clone().into_bytes()), None),
+        Outcome::Faulted(what) => ("faulted", Some(what.clone().into_bytes()), None),
+        Outcome::Refused(why) => ("refused", Some(why.clone().into_bytes()), None),
+        Outcome::Dead(reason) => ("dead", Some(reason.clone().into_bytes()), None),
+    }
+}
+
+fn claimed(row: &SqliteRow) -> Result<Claimed> {
+    Ok(Claimed {
+        id: hash(row, "id")?,
+        call: hash(row, "call")?,
+        tenant: row.try_get("tenant")?,
+        plugin: row.try_get("plugin")?,
+        attempt: row.try_get("attempt")?,
+        failures: row.try_get("failures")?,
+        in_doubt: row.try_get("in_doubt")?,
+        created_ms: row.try_get("created_ms")?,
+        effect: from_json(row, "payload")?,
+    })
+}
+
+fn hash(row: &SqliteRow, column: &str) -> Result<Hash> {
+    let bytes: Vec<u8> = row.try_get(column)?;
+    Hash::from_slice(&bytes).ok_or_else(|| corrupt(column, format!("expected 32 bytes, found {}", bytes.len()).into()))
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T> {
+    let bytes: Vec<u8> = row.try_get(column)?;
+    serde_json::from_slice(&bytes).map_err(|error| corrupt(column, error.into()))
+}
+
+fn corrupt(column: &str, source: Box<dyn std::error::Error + Send + Sync>) -> sqlx::Error {
+    sqlx::Error::ColumnDecode { index: column.to_owned(), source }
+}
+
+/// Our own types have string keys and finite numbers, so this does not fail; if it did, the row would say null.
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_else(|_| b"null".to_vec())
+}
+
+fn list(texts: &[String]) -> Option<Vec<u8>> {
+    (!texts.is_empty()).then(|| json(&texts))
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
+const ROWS_PER_STATEMENT: usize = 256;
+const DEAD_BODY_BYTES_MAX: usize = 1 << 20;

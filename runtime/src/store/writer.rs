@@ -1,0 +1,138 @@
+//! The one writer. Writes that wait while a transaction runs share the next one, so the busier it is, the larger the
+//! group and the fewer the waits for the disk; a lone write waits for nobody.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::rows::{
+    Binding, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Finished, Retried, Settled, Verdict,
+};
+use super::{Health, StoreError, sqlite};
+
+/// One thing to write.
+pub(super) enum Write {
+    Settle(Settled),
+    Retried(Retried),
+    Bury(DeadDelivery),
+    DueEvents { now_ms: i64, limit: u32 },
+    DueRetries { now_ms: i64, limit: u32 },
+    Claim(Claim),
+    Finish(Finished),
+    Renew { owner: String, lease_ms: i64 },
+    ProbeNow,
+    Prune { before_ms: i64 },
+    Bindings { queue: String, bindings: Vec<Binding> },
+}
+
+impl Write {
+    /// Whether couriers should look again once it is committed.
+    const fn may_make_an_effect_due(&self) -> bool {
+        matches!(self, Self::Settle(_) | Self::Retried(_) | Self::Finish(_) | Self::ProbeNow)
+    }
+}
+
+/// What came of it.
+pub(super) enum Written {
+    Nothing,
+    Verdict(Verdict),
+    Events(Vec<DeferredEvent>),
+    Retries(Vec<DueRetry>),
+    Claimed(Vec<Claimed>),
+    Bindings(Vec<Binding>),
+}
+
+type Reply = oneshot::Sender<Result<Written, StoreError>>;
+
+/// Writes groups until nobody is left who could send any.
+pub(super) async fn run(
+    path: PathBuf,
+    mut connection: SqliteConnection,
+    mut writes: mpsc::Receiver<(Write, Reply)>,
+    health: watch::Sender<Health>,
+    effects_due: watch::Sender<()>,
+) {
+    let mut group = Vec::with_capacity(GROUP_MAX);
+    while writes.recv_many(&mut group, GROUP_MAX).await > 0 {
+        let (writes, replies): (Vec<_>, Vec<_>) = group.drain(..).unzip();
+        let may_be_due = writes.iter().any(Write::may_make_an_effect_due);
+        let written = loop {
+            match commit(&mut connection, &writes).await {
+                Ok(written) => break written,
+                Err(error) if replies.iter().all(Reply::is_closed) => {
+                    tracing::error!(%error, "database unavailable, and nobody waits for it any more");
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "database unavailable: nothing is acked until it takes writes again");
+                    health.send_replace(Health::Unavailable(error.to_string()));
+                    tokio::time::sleep(PAUSE).await;
+                    if let Ok(fresh) = sqlite::connect(&path).await {
+                        connection = fresh;
+                    }
+                }
+            }
+        };
+        if *health.borrow() != Health::Ready {
+            tracing::info!("database takes writes again");
+            health.send_replace(Health::Ready);
+        }
+        for (reply, written) in replies.into_iter().zip(written) {
+            // Whoever asked may have gone away; the write stands.
+            drop(reply.send(written));
+        }
+        if may_be_due {
+            effects_due.send_replace(());
+        }
+    }
+    if let Err(error) = connection.close().await {
+        tracing::warn!(%error, "close database");
+    }
+}
+
+/// Commits a group. When the engine refuses it for what it contains, its members are committed one by one, so that only
+/// the culprit fails.
+async fn commit(
+    connection: &mut SqliteConnection,
+    writes: &[Write],
+) -> Result<Vec<Result<Written, StoreError>>, sqlx::Error> {
+    match commit_all(connection, writes).await {
+        Ok(written) => return Ok(written.into_iter().map(Ok).collect()),
+        Err(error) if !is_about_content(&error) => return Err(error),
+        Err(error) => tracing::warn!(%error, writes = writes.len(), "database refuses a group: committing one by one"),
+    }
+    let mut all = Vec::with_capacity(writes.len());
+    for write in writes.chunks(1) {
+        match commit_all(connection, write).await {
+            Ok(written) => all.extend(written.into_iter().map(Ok)),
+            Err(error) if is_about_content(&error) => all.push(Err(StoreError::Rejected(error.to_string()))),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+async fn commit_all(connection: &mut SqliteConnection, writes: &[Write]) -> Result<Vec<Written>, sqlx::Error> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let written = sqlite::apply(&mut transaction, writes).await?;
+    transaction.commit().await?;
+    Ok(written)
+}
+
+/// Whether the engine would refuse the same content for ever, rather than being in trouble itself.
+fn is_about_content(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => {
+            // SQLite's primary result codes: TOOBIG, CONSTRAINT, MISMATCH.
+            let code = error.code().and_then(|code| code.parse::<u32>().ok());
+            code.is_some_and(|code| matches!(code & 0xff, 18..=20))
+        }
+        sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => true,
+        _ => false,
+    }
+}
+
+const GROUP_MAX: usize = 512;
+const PAUSE: Duration = Duration::from_millis(500);

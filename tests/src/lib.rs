@@ -1,0 +1,50 @@
+//! What the end-to-end tests stand on: real servers and the built binary, each started by the test that needs it.
+//! Everything listens on loopback, lives in a private directory and ends with the test process, however that ends.
+//! Nothing here depends on the code under test.
+
+mod broker;
+mod corpus;
+mod http;
+mod keeper;
+mod service;
+mod smtp;
+mod taskcluster;
+mod vhost;
+pub mod wait;
+
+use std::path::{Path, PathBuf};
+
+pub use broker::Broker;
+pub use corpus::{Corpus, Message, corpus};
+pub use http::Response;
+pub use service::Service;
+pub use smtp::{Behaviour, Mail, Mode, Phase, SmtpServer};
+pub use taskcluster::{Answer, Artifact, Taskcluster};
+pub use vhost::{Account, Depth, Publisher, Queue, Vhost};
+
+/// One HTTP request to a port on loopback, for instance of the service under test.
+pub use http::request;
+
+/// The root of the workspace.
+fn workspace() -> &'static Path {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests)
+}
+
+/// The interpreter that has the packages of `tests/requirements.txt`.
+fn python() -> PathBuf {
+    workspace().join(".venv/bin/python")
+}
+
+/// A Python program of this crate.
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(name)
+}
+
+/// Says something to whoever reads the outcome of a test; the test runner shows it when the test fails.
+fn say(text: &str) {
+    #[expect(clippy::disallowed_macros, reason = "only this macro is captured by the test runner")]
+    {
+        eprintln!("{text}");
+    }
+}

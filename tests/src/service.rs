@@ -1,0 +1,122 @@
+//! The built binary as a process: a clean environment, a private working directory, its output kept.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::keeper::Keeper;
+use crate::{say, wait};
+
+/// `pulse-notifier` with its arguments and environment, running or not. Dropping it kills the process.
+pub struct Service {
+    keeper: Option<Keeper>,
+    directory: TempDir,
+    arguments: Vec<String>,
+    env: Vec<(String, String)>,
+    said_before: usize,
+}
+
+impl Service {
+    /// Prepares a working directory; nothing runs before [`Service::start`].
+    pub fn new(arguments: &[&str]) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("service-").tempdir()?;
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        Ok(Self { keeper: None, directory, arguments, env: Vec::new(), said_before: 0 })
+    }
+
+    /// Sets a variable of the process's environment, which is otherwise empty.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// The working directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Starts the process, again if it has ended, in the same directory.
+    pub fn start(&mut self) -> Result<()> {
+        if let Some(keeper) = &mut self.keeper {
+            ensure!(keeper.exit_status()?.is_some(), "process {} still runs", keeper.pid());
+        }
+        self.said_before = Keeper::output(self.directory()).len();
+        self.keeper = Some(Keeper::spawn(self.directory(), &binary()?, &self.arguments, &self.env)?);
+        Ok(())
+    }
+
+    /// The id of the process.
+    pub fn pid(&self) -> Option<u32> {
+        self.keeper.as_ref().map(Keeper::pid)
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.signal("TERM")
+    }
+
+    /// Sends a signal, named like `HUP`.
+    pub fn signal(&mut self, name: &str) -> Result<()> {
+        self.keeper.as_mut().context("the service was never started")?.signal(name)
+    }
+
+    /// Kills the process with SIGKILL and waits for its end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.keeper.as_mut().context("the service was never started")?.kill()
+    }
+
+    /// How the process ended, or nothing while it runs.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
+        self.keeper.as_mut().context("the service was never started")?.exit_status()
+    }
+
+    /// Waits for the process to end by itself.
+    pub async fn wait_exit(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        wait::until_some("the service has ended", timeout, async || self.exit_status()).await
+    }
+
+    /// What the process has said since its last start, on standard output and standard error.
+    pub fn output(&self) -> String {
+        Keeper::output(self.directory()).get(self.said_before..).unwrap_or_default().to_owned()
+    }
+
+    /// Waits until the process, since its last start, has said a text; fails early if it ends without.
+    pub async fn wait_for_output(&mut self, text: &str, timeout: Duration) -> Result<()> {
+        wait::until(&format!("the service says {text:?}"), timeout, async || {
+            let ended = self.exit_status()?;
+            let said = self.output().contains(text);
+            ensure!(said || ended.is_none(), "the service ended with {ended:?} and never said {text:?}");
+            Ok(said)
+        })
+        .await
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let Some(keeper) = &mut self.keeper else { return };
+        let status = keeper.exit_status().ok().flatten();
+        let end = status.map_or("still running".to_owned(), |status| match status.signal() {
+            Some(signal) => format!("ended by signal {signal}"),
+            None => format!("ended with {status}"),
+        });
+        say(&format!(
+            "--- pulse-notifier {}: {end}\n{}---",
+            self.arguments.join(" "),
+            Keeper::output(self.directory())
+        ));
+    }
+}
+
+fn binary() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let profile = test.ancestors().nth(2).context("a test binary lives in target/<profile>/deps")?;
+    let binary = profile.join("pulse-notifier");
+    ensure!(binary.is_file(), "{} is missing: run `cargo build` first", binary.display());
+    Ok(binary)
+}
