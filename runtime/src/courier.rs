@@ -82,12 +82,11 @@ impl Courier {
     }
 
     /// Performs what is due until asked to stop; `tracker` then still has the attempts in flight.
-    pub fn start(self: Arc<Self>, stop: &CancellationToken, tracker: &TaskTracker) {
+    pub fn start(self: &Arc<Self>, stop: &CancellationToken, tracker: &TaskTracker) {
         for (destination, sink) in &self.sinks {
-            let courier = Arc::clone(&self);
+            let courier = Arc::clone(self);
             tracker.spawn(courier.serve(destination.clone(), Arc::clone(sink), stop.clone(), tracker.clone()));
         }
-        tracker.spawn(Arc::clone(&self).keep_house(stop.clone()));
     }
 
     /// Serves one destination, so that a slow one delays no other.
@@ -161,8 +160,8 @@ impl Courier {
         terms.grant.allows(&claimed.effect).map_err(|refusal| refusal.to_string())
     }
 
-    /// Keeps the leases of what is in flight and forgets what is old.
-    async fn keep_house(self: Arc<Self>, stop: CancellationToken) {
+    /// Keeps the leases of what is in flight and forgets what is old, until no attempt is left.
+    pub async fn keep_house(self: Arc<Self>, stop: CancellationToken) {
         let mut renew = tokio::time::interval(Duration::from_millis(LEASE_MS.unsigned_abs() / 3));
         let mut prune = tokio::time::interval(PRUNE_EVERY);
         loop {

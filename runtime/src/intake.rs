@@ -78,7 +78,8 @@ impl Intake {
     async fn take_in(&self, tenant: &str, received: Received) {
         let received_ms = now_ms();
         let span = tracing::info_span!("delivery", tenant, exchange = %received.delivery.exchange.escape_debug());
-        let decision = self.decide(tenant, received.delivery, received_ms, Basis::Delivery).instrument(span).await;
+        let decision =
+            self.decide(tenant, Arc::new(received.delivery), received_ms, Basis::Delivery).instrument(span).await;
         if self.commit(decision).await.is_ok() {
             received.settler.ack().await;
         }
@@ -91,7 +92,7 @@ impl Intake {
             Decision::Settle(settled) => {
                 let dead = DeadDelivery {
                     tenant: settled.tenant.clone(),
-                    delivery: settled.delivery.clone(),
+                    delivery: Arc::clone(&settled.delivery),
                     reason: String::new(),
                     received_ms: settled.received_ms,
                 };
@@ -103,8 +104,8 @@ impl Intake {
         }
     }
 
-    async fn decide(&self, tenant: &str, delivery: Delivery, received_ms: i64, basis: Basis) -> Decision {
-        let event = match Event::read(tenant, delivery.clone()) {
+    async fn decide(&self, tenant: &str, delivery: Arc<Delivery>, received_ms: i64, basis: Basis) -> Decision {
+        let event = match Event::read(tenant, Arc::clone(&delivery)) {
             Ok(event) => event,
             Err(malformed) => {
                 tracing::warn!(%malformed, "delivery without an event: kept as dead");
@@ -315,7 +316,7 @@ impl Intake {
         let Some(tenant) = self.tenants.get(&due.tenant) else {
             return gone(Outcome::Refused("the tenant was removed".into()));
         };
-        let Ok(event) = Event::read(&due.tenant, due.delivery.clone()) else {
+        let Ok(event) = Event::read(&due.tenant, Arc::clone(&due.delivery)) else {
             return gone(Outcome::Dead("its delivery is no event any more".into()));
         };
         let task = match self.tasks.definition(&event.task_id).await {

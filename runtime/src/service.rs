@@ -32,9 +32,12 @@ pub struct Service {
     close_sources: CancellationToken,
     /// No new attempts.
     stop_courier: CancellationToken,
+    /// No attempt is left.
+    stop_housekeeping: CancellationToken,
     sources: TaskTracker,
     handlers: TaskTracker,
     attempts: TaskTracker,
+    housekeeping: TaskTracker,
     writer: TaskTracker,
 }
 
@@ -67,14 +70,16 @@ impl Service {
         let tenants: BTreeMap<_, _> = parts.tenants.into_iter().map(|tenant| (tenant.name.clone(), tenant)).collect();
         let (stop_courier, attempts) = (CancellationToken::new(), TaskTracker::new());
         store.probe_now().await?;
-        let courier = Courier {
+        let courier = Arc::new(Courier {
             store: store.clone(),
             sinks: parts.sinks,
             tenants: tenants.clone(),
             owner: Courier::new_owner(),
             keep: parts.keep,
-        };
-        Arc::new(courier).start(&stop_courier, &attempts);
+        });
+        courier.start(&stop_courier, &attempts);
+        let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());
+        housekeeping.spawn(courier.keep_house(stop_housekeeping.clone()));
         let intake = Arc::new(Intake {
             tenants,
             tasks: Arc::new(parts.tasks),
@@ -91,9 +96,11 @@ impl Service {
             stop_intake,
             close_sources: CancellationToken::new(),
             stop_courier,
+            stop_housekeeping,
             sources: TaskTracker::new(),
             handlers,
             attempts,
+            housekeeping,
             writer,
         })
     }
@@ -160,6 +167,9 @@ impl Service {
             self.sources.wait().await;
             self.attempts.close();
             self.attempts.wait().await;
+            self.stop_housekeeping.cancel();
+            self.housekeeping.close();
+            self.housekeeping.wait().await;
         });
         if drained.await.is_err() {
             tracing::warn!(

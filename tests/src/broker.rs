@@ -56,7 +56,7 @@ impl Broker {
 
     /// Kills the node with SIGKILL. What was declared durable stays, even if it was declared just now.
     pub async fn kill(&mut self) -> Result<()> {
-        // The node syncs its tables when a parameter changes, and otherwise up to two seconds late. A frozen one cannot.
+        // A node writes its tables to disk when a parameter changes, otherwise two seconds later; a frozen one cannot.
         let parameter = serde_json::json!({ "value": RandomState::new().hash_one(()) });
         let _ = self.node.manage("PUT", "/api/global-parameters/kill", &parameter.to_string()).await;
         self.keeper.kill()

@@ -19,7 +19,7 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Runs a program in a directory, with nothing in its environment but `env`; what it says is appended to `OUTPUT` there.
+    /// Runs a program in a directory, with nothing in its environment but `env`. What it says goes to `OUTPUT` there.
     pub(crate) fn spawn<A: AsRef<OsStr>>(
         directory: &Path,
         program: &Path,

@@ -4,6 +4,7 @@
 
 mod broker;
 mod corpus;
+mod guests;
 mod http;
 mod keeper;
 mod service;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub use broker::Broker;
 pub use corpus::{Corpus, Message, corpus};
+pub use guests::{guest, plugins};
 pub use http::Response;
 pub use service::Service;
 pub use smtp::{Behaviour, Mail, Mode, Phase, SmtpServer};

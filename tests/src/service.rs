@@ -1,11 +1,10 @@
 //! The built binary as a process: a clean environment, a private working directory, its output kept.
 
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::keeper::Keeper;
@@ -88,9 +87,12 @@ impl Service {
     /// Waits until the process, since its last start, has said a text; fails early if it ends without.
     pub async fn wait_for_output(&mut self, text: &str, timeout: Duration) -> Result<()> {
         wait::until(&format!("the service says {text:?}"), timeout, async || {
+            // In this order: what a process says last, it says before it ends.
             let ended = self.exit_status()?;
             let said = self.output().contains(text);
-            ensure!(said || ended.is_none(), "the service ended with {ended:?} and never said {text:?}");
+            if let (Some(status), false) = (ended, said) {
+                bail!("the service ended with {status} and never said {text:?}");
+            }
             Ok(said)
         })
         .await
@@ -101,10 +103,7 @@ impl Drop for Service {
     fn drop(&mut self) {
         let Some(keeper) = &mut self.keeper else { return };
         let status = keeper.exit_status().ok().flatten();
-        let end = status.map_or("still running".to_owned(), |status| match status.signal() {
-            Some(signal) => format!("ended by signal {signal}"),
-            None => format!("ended with {status}"),
-        });
+        let end = status.map_or("still runs".to_owned(), |status| format!("ended with {status}"));
         say(&format!(
             "--- pulse-notifier {}: {end}\n{}---",
             self.arguments.join(" "),

@@ -109,6 +109,8 @@ impl Taskcluster {
     }
 }
 
+/// Task id, run id, artifact name.
+type Place = (String, u32, String);
 type Definitions = Box<dyn Fn(&str) -> Value + Send>;
 
 struct Queue {
@@ -155,8 +157,8 @@ impl Queue {
         of_run.map(|(_, artifact)| artifact.clone()).collect()
     }
 
-    fn storage_url(&self, task_id: &str, run_id: u32, name: &str) -> String {
-        format!("{}/storage/{task_id}/{run_id}/{name}", self.root_url)
+    fn location(&self, task_id: &str, run_id: u32, name: &str) -> Option<String> {
+        self.artifact(task_id, run_id, name).map(|_| format!("{}/storage/{task_id}/{run_id}/{name}", self.root_url))
     }
 }
 
@@ -199,31 +201,25 @@ async fn artifacts(State(queue): State<Arc<Queue>>, Path((task_id, run_id)): Pat
     json_body(&json!({ "artifacts": artifacts }))
 }
 
-async fn artifact(State(queue): State<Arc<Queue>>, Path(path): Path<(String, u32, String)>) -> Response {
-    let (task_id, run_id, name) = path;
-    match queue.artifact(&task_id, run_id, &name) {
-        Some(_) => {
-            let url = queue.storage_url(&task_id, run_id, &name);
-            let body = json_body(&json!({ "storageType": "s3", "url": url }));
-            (StatusCode::SEE_OTHER, [(LOCATION, url)], body).into_response()
-        }
-        None => error(404, "getArtifact"),
-    }
-}
-
-async fn artifact_content(State(queue): State<Arc<Queue>>, Path(path): Path<(String, u32, String)>) -> Response {
-    let (task_id, run_id, name) = path;
-    match queue.artifact(&task_id, run_id, &name) {
-        Some(_) => {
-            let url = queue.storage_url(&task_id, run_id, &name);
-            json_body(&json!({ "storageType": "s3", "url": url }))
-        }
+async fn artifact(State(queue): State<Arc<Queue>>, Path((task_id, run_id, name)): Path<Place>) -> Response {
+    match queue.location(&task_id, run_id, &name) {
+        Some(url) => (StatusCode::SEE_OTHER, [(LOCATION, url.clone())], at(&url)).into_response(),
         None => error(404, "artifact"),
     }
 }
 
-async fn storage(State(queue): State<Arc<Queue>>, Path(path): Path<(String, u32, String)>) -> Response {
-    let (task_id, run_id, name) = path;
+async fn artifact_content(State(queue): State<Arc<Queue>>, Path((task_id, run_id, name)): Path<Place>) -> Response {
+    match queue.location(&task_id, run_id, &name) {
+        Some(url) => at(&url),
+        None => error(404, "artifactContent"),
+    }
+}
+
+fn at(url: &str) -> Response {
+    json_body(&json!({ "storageType": "s3", "url": url }))
+}
+
+async fn storage(State(queue): State<Arc<Queue>>, Path((task_id, run_id, name)): Path<Place>) -> Response {
     match queue.artifact(&task_id, run_id, &name) {
         Some(artifact) => ([(CONTENT_TYPE, artifact.content_type)], artifact.bytes).into_response(),
         None => error(404, "storage"),

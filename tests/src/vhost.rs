@@ -248,12 +248,16 @@ const DEPTH_OF_A_QUEUE: &str = r#"
         {error, not_found} -> [];
         {ok, Queue} ->
             Consumers = length(rabbit_amqqueue:consumers(Queue)),
-            case amqqueue:get_type(Queue) of
+            Counts = case amqqueue:get_type(Queue) of
                 rabbit_quorum_queue ->
-                    Count = fun(State) -> [rabbit_fifo:query_messages_ready(State), rabbit_fifo:query_messages_checked_out(State)] end,
-                    {ok, {_, Counts}, _} = ra:leader_query(amqqueue:get_pid(Queue), Count),
-                    Counts ++ [Consumers];
+                    Ready = fun rabbit_fifo:query_messages_ready/1,
+                    Unacked = fun rabbit_fifo:query_messages_checked_out/1,
+                    Ask = fun(State) -> [Ready(State), Unacked(State)] end,
+                    {ok, {_, Answer}, _} = ra:leader_query(amqqueue:get_pid(Queue), Ask),
+                    Answer;
                 _ ->
-                    [Count || {_, Count} <- rabbit_amqqueue:info(Queue, [messages_ready, messages_unacknowledged])] ++ [Consumers]
-            end
+                    Answer = rabbit_amqqueue:info(Queue, [messages_ready, messages_unacknowledged]),
+                    [Count || {_, Count} <- Answer]
+            end,
+            Counts ++ [Consumers]
     end."#;

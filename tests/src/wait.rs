@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// Waits until the condition holds. An error of the condition ends the wait; so does the timeout, saying `what` was awaited.
+/// Waits until the condition holds. An error of the condition ends the wait, and so does the timeout, which says `what`
+/// was awaited.
 pub async fn until(what: &str, timeout: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     until_some(what, timeout, async || Ok(condition().await?.then_some(()))).await
 }

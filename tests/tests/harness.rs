@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use end_to_end::{
-    Answer, Artifact, Behaviour, Broker, Message, Mode, Phase, Queue, SmtpServer, Taskcluster, corpus, request,
+    Answer, Artifact, Behaviour, Broker, Message, Mode, Phase, Queue, Service, SmtpServer, Taskcluster, corpus, request,
 };
 use lapin::options::BasicGetOptions;
 use lapin::types::{AMQPValue, FieldTable};
@@ -21,6 +21,8 @@ async fn a_published_message_arrives_with_its_cc_header() -> Result<()> {
     vhost.bind("all", EXCHANGE, "route.#").await?;
 
     vhost.publish(EXCHANGE, "primary.a", &["route.index.b"], b"{}").await?;
+    let depth = vhost.depth("all").await?.context("no such queue")?;
+    assert_eq!((depth.ready, depth.unacked, depth.consumers), (1, 0, 0));
 
     let channel = vhost.channel(vhost.owner()).await?;
     let message = channel.basic_get("all".into(), BasicGetOptions { no_ack: true }).await?.context("no message")?;
@@ -73,11 +75,16 @@ async fn a_pulse_user_declares_their_own_queue_and_no_foreign_exchange() -> Resu
 }
 
 #[tokio::test]
-async fn a_killed_broker_starts_again_with_its_durable_message() -> Result<()> {
+async fn a_broker_freezes_thaws_dies_and_starts_again_with_its_durable_message() -> Result<()> {
     let mut broker = Broker::private().await?;
     let vhost = broker.vhost().await?;
     vhost.declare_queue("kept", Queue::Classic).await?;
     vhost.publish("", "kept", &[], b"{}").await?;
+
+    broker.freeze()?;
+    assert!(tokio::time::timeout(Duration::from_millis(100), vhost.ready("kept")).await.is_err());
+    broker.thaw()?;
+    assert_eq!(vhost.ready("kept").await?, Some(1));
 
     broker.kill().await?;
     assert!(vhost.ready("kept").await.is_err());
@@ -195,6 +202,18 @@ async fn an_artifact_is_listed_located_and_served() -> Result<()> {
     let url = content["url"].as_str().context("no address")?;
     let path = url.strip_prefix(taskcluster.root_url()).context("a foreign address")?;
     assert_eq!(ask(path).await?.body, "line");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_service_says_its_version_as_often_as_it_is_started() -> Result<()> {
+    let mut service = Service::new(&["--version"])?;
+    for _ in 0..2 {
+        service.start()?;
+        service.wait_for_output("pulse-notifier", Duration::from_secs(10)).await?;
+        assert!(service.wait_exit(Duration::from_secs(10)).await?.success());
+        assert_eq!(service.output().matches("pulse-notifier").count(), 1);
+    }
     Ok(())
 }
 

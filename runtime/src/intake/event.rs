@@ -1,6 +1,8 @@
 //! A delivery's bytes become an event: status from the exchange, ids and times from the body. Pure and lenient: what the
 //! body lacks stays unknown, and only a body that names no task at all is malformed.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -36,7 +38,7 @@ pub struct Event {
     /// The exchange's last word: `task-completed` and so on.
     pub status: String,
     /// The message.
-    pub delivery: Delivery,
+    pub delivery: Arc<Delivery>,
     /// The task it is about.
     pub task_id: TaskId,
     /// The run it is about, when it is about one.
@@ -91,7 +93,7 @@ impl Event {
     ///
     /// # Errors
     /// [`Malformed`] when the body names no task.
-    pub fn read(tenant: &str, delivery: Delivery) -> Result<Self, Malformed> {
+    pub fn read(tenant: &str, delivery: Arc<Delivery>) -> Result<Self, Malformed> {
         let body: Value =
             serde_json::from_slice(&delivery.body).map_err(|error| Malformed::NotAnObject(error.to_string()))?;
         if !body.is_object() {
@@ -190,7 +192,10 @@ mod tests {
 
     fn read(body: &Value) -> Result<Event, Malformed> {
         let exchange = "exchange/taskcluster-queue/v1/task-exception".into();
-        Event::read("default", Delivery { exchange, body: body.to_string().into_bytes(), ..Delivery::default() })
+        Event::read(
+            "default",
+            Arc::new(Delivery { exchange, body: body.to_string().into_bytes(), ..Delivery::default() }),
+        )
     }
 
     fn body() -> Value {
@@ -248,12 +253,12 @@ mod tests {
             (r#"{"status": "x"}"#, "expected a task id at status.taskId, found none"),
         ] {
             let delivery = Delivery { body: text.into(), ..Delivery::default() };
-            assert_eq!(Event::read("default", delivery).unwrap_err().to_string(), expected, "{text}");
+            assert_eq!(Event::read("default", Arc::new(delivery)).unwrap_err().to_string(), expected, "{text}");
         }
         let hostile = json!({"status": {"taskId": "../../../../etc/passwd"}});
         assert_eq!(read(&hostile).unwrap_err(), Malformed::BadTaskId("../../../../etc/passwd".into()));
         let latin1 = Delivery { body: b"{\"status\": \"\xe9\"}".to_vec(), ..Delivery::default() };
-        assert!(matches!(Event::read("default", latin1), Err(Malformed::NotAnObject(_))));
+        assert!(matches!(Event::read("default", Arc::new(latin1)), Err(Malformed::NotAnObject(_))));
     }
 
     #[test]

@@ -248,7 +248,7 @@ mod tests {
     fn event(status: &str) -> Event {
         let body = json!({"runId": 0, "status": {"taskId": "A35mWTRuQmyj88yMnIF0fA"}}).to_string().into_bytes();
         let exchange = format!("exchange/taskcluster-queue/v1/{status}");
-        Event::read("default", Delivery { exchange, body, ..Delivery::default() }).unwrap()
+        Event::read("default", Delivery { exchange, body, ..Delivery::default() }.into()).unwrap()
     }
 
     fn wishes_of(extra: &Value, identities: &Value) -> Wishes {

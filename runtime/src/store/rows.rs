@@ -1,5 +1,7 @@
 //! What goes into the store and comes out of it. Plain data.
 
+use std::sync::Arc;
+
 use crate::effect::{Effect, EffectId, EventKey, Hash, Plan};
 use crate::intake::event::Delivery;
 
@@ -17,7 +19,7 @@ pub struct Settled {
     /// Its run.
     pub run_id: Option<u32>,
     /// The message, to handle it again.
-    pub delivery: Delivery,
+    pub delivery: Arc<Delivery>,
     /// When it arrived here.
     pub received_ms: i64,
     /// What becomes of it.
@@ -132,7 +134,7 @@ pub struct DeadDelivery {
     /// The tenant whose queue it came through.
     pub tenant: String,
     /// The message.
-    pub delivery: Delivery,
+    pub delivery: Arc<Delivery>,
     /// Why it is none.
     pub reason: String,
     /// When it arrived.
@@ -145,7 +147,7 @@ pub struct DeferredEvent {
     /// The tenant.
     pub tenant: String,
     /// The message.
-    pub delivery: Delivery,
+    pub delivery: Arc<Delivery>,
     /// When it arrived first.
     pub received_ms: i64,
     /// How often it was deferred.
@@ -160,7 +162,7 @@ pub struct DueRetry {
     /// Its event's tenant.
     pub tenant: String,
     /// Its event's message.
-    pub delivery: Delivery,
+    pub delivery: Arc<Delivery>,
     /// When that arrived.
     pub received_ms: i64,
     /// Its generation.

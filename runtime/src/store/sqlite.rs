@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
@@ -114,7 +115,7 @@ async fn insert_events(connection: &mut SqliteConnection, events: &[&Settled]) -
             .push_bind(event.status.clone())
             .push_bind(event.task_id.clone())
             .push_bind(event.run_id)
-            .push_bind(json(&event.delivery))
+            .push_bind(json(&*event.delivery))
             .push_bind(event.received_ms)
             .push_bind(state)
             .push_bind(reason)
@@ -296,7 +297,7 @@ async fn due_events(connection: &mut SqliteConnection, now_ms: i64, limit: u32) 
         .map(|row| {
             Ok(DeferredEvent {
                 tenant: row.try_get("tenant")?,
-                delivery: from_json(row, "delivery")?,
+                delivery: Arc::new(from_json(row, "delivery")?),
                 received_ms: row.try_get("received_ms")?,
                 tries: row.try_get("tries")?,
             })
@@ -326,7 +327,7 @@ async fn due_retries(connection: &mut SqliteConnection, now_ms: i64, limit: u32)
         due.push(DueRetry {
             invocation_id: row.try_get("id")?,
             tenant: row.try_get("tenant")?,
-            delivery: from_json(&row, "delivery")?,
+            delivery: Arc::new(from_json(&row, "delivery")?),
             received_ms: row.try_get("received_ms")?,
             generation: row.try_get("generation")?,
             identity: row.try_get("identity")?,

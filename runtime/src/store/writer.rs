@@ -62,8 +62,8 @@ pub(super) async fn run(
             match commit(&mut connection, &writes).await {
                 Ok(written) => break written,
                 Err(error) if replies.iter().all(Reply::is_closed) => {
-                    tracing::error!(%error, "database unavailable, and nobody waits for it any more");
-                    return;
+                    tracing::error!(%error, "database unavailable, and nobody waits for these writes any more");
+                    break Vec::new();
                 }
                 Err(error) => {
                     tracing::error!(%error, "database unavailable: nothing is acked until it takes writes again");

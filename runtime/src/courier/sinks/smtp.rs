@@ -13,7 +13,7 @@ use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
 use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
-use lettre::transport::smtp::response::{Code, Response};
+use lettre::transport::smtp::response::Response;
 use tokio::time::timeout;
 
 use crate::config::{SmtpAccount, SmtpSecurity};
@@ -52,8 +52,19 @@ enum Step {
 /// Why an attempt failed.
 struct Failure {
     step: Step,
-    code: Option<Code>,
+    cause: Cause,
     what: String,
+}
+
+/// Who or what made an attempt fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// The server said so.
+    Answer(u16),
+    /// What the configuration asks for is not to be had there: TLS, a certificate that proves who it is, a login.
+    Configuration,
+    /// No answer: the network, or a server that went away.
+    Silence,
 }
 
 impl Smtp {
@@ -85,7 +96,7 @@ impl Smtp {
         if let Some(mut connection) = self.take_idle() {
             match self.send_on(&mut connection, recipient, body).await {
                 // The server closed it while it was idle; nothing was sent, and a new connection may do.
-                Err(failure) if failure.step == Step::Sender && failure.code.is_none() => {}
+                Err(failure) if failure.step == Step::Sender && failure.cause == Cause::Silence => {}
                 sent => return self.done_with(connection, sent).await,
             }
         }
@@ -102,7 +113,7 @@ impl Smtp {
     ) -> Result<Response, Failure> {
         let usable = match &sent {
             Ok(_) => true,
-            Err(Failure { step: Step::Recipient | Step::Data | Step::Body, code: Some(_), .. }) => {
+            Err(Failure { step: Step::Recipient | Step::Data | Step::Body, cause: Cause::Answer(_), .. }) => {
                 matches!(timeout(SHORT, connection.command(Rset)).await, Ok(Ok(_)))
             }
             Err(_) => false,
@@ -151,7 +162,7 @@ impl Smtp {
         if from.as_ref().is_some_and(international) || international(recipient) {
             if !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
                 let what = "the server takes no addresses outside ASCII (SMTPUTF8)".to_owned();
-                return Err(Failure { step: Step::Recipient, code: Some(NOT_ALLOWED), what });
+                return Err(Failure { step: Step::Recipient, cause: Cause::Answer(NOT_ALLOWED), what });
             }
             options.push(MailParameter::SmtpUtfEight);
         }
@@ -170,31 +181,53 @@ async fn step<T>(
     match timeout(limit, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => {
-            let mut what = error.to_string();
-            if step == Step::StartTls && error.status().is_none() || error.is_tls() {
-                what = format!("TLS: {what}");
-            }
-            Err(Failure { step, code: error.status(), what })
+            let cause = match error.status() {
+                Some(code) => Cause::Answer(u16::from(code)),
+                None if error.is_client() || error.is_tls() || is_about_tls(&error) => Cause::Configuration,
+                None => Cause::Silence,
+            };
+            Err(Failure { step, cause, what: whole(&error) })
         }
-        Err(_) => Err(Failure { step, code: None, what: format!("no answer within {} s", limit.as_secs()) }),
+        Err(_) => {
+            let what = format!("no answer within {} s", limit.as_secs());
+            Err(Failure { step, cause: Cause::Silence, what })
+        }
     }
+}
+
+/// Whether a failed connection failed for what TLS found, a certificate that nobody vouches for say.
+fn is_about_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>()
+        || io.is_some_and(|inner| inner.is::<rustls::Error>())
+        || error.source().is_some_and(is_about_tls)
+}
+
+/// The error with its causes, which say what really happened.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 impl Failure {
     /// What a failure at this step means for the effect.
     fn receipt(self) -> Receipt {
         let answer = format!("{}: {}", self.step.name(), self.what);
-        let Some(code) = self.code else {
-            return match self.step {
-                // The mail is out; whether it was taken nobody knows.
-                Step::Body => Receipt::InDoubt(answer),
-                // The server does not offer what the configuration asks for, or cannot prove who it is.
-                Step::StartTls | Step::Login => Receipt::Suspended(answer),
-                Step::Connect if self.what.starts_with("TLS") => Receipt::Suspended(answer),
-                Step::Connect | Step::Sender | Step::Recipient | Step::Data => Receipt::Transient(answer),
-            };
+        let code = match (self.cause, self.step) {
+            (Cause::Answer(code), _) => code,
+            // The mail is out; whether it was taken nobody knows.
+            (_, Step::Body) => return Receipt::InDoubt(answer),
+            (Cause::Configuration, _) => return Receipt::Suspended(answer),
+            (Cause::Silence, _) => return Receipt::Transient(answer),
         };
-        let code = u16::from(code);
         match (self.step, code) {
             // "Authenticate first", whenever it comes.
             (_, 530 | 534 | 535 | 538) => Receipt::Suspended(answer),
@@ -229,8 +262,4 @@ const SHORT: Duration = Duration::from_secs(20);
 const LONG: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(300);
 const IDLE_MAX: Duration = Duration::from_secs(20);
-const NOT_ALLOWED: Code = Code {
-    severity: lettre::transport::smtp::response::Severity::PermanentNegativeCompletion,
-    category: lettre::transport::smtp::response::Category::MailSystem,
-    detail: lettre::transport::smtp::response::Detail::Three,
-};
+const NOT_ALLOWED: u16 = 553;

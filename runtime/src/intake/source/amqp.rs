@@ -68,12 +68,20 @@ impl AmqpSource {
         while !stop.is_cancelled() {
             let started = Instant::now();
             let ended = tokio::select! {
-                ended = self.session(&out, &stop, &close, &mut had_queue) => ended,
+                ended = self.session(&out, &stop, &mut had_queue) => ended,
                 () = close.cancelled() => return,
             };
             self.consuming.send_replace(false);
             match ended {
-                Ok(()) => return,
+                Ok(connection) => {
+                    // Nothing more comes; what is in hand is acked on this connection before it closes.
+                    drop(out);
+                    close.cancelled().await;
+                    if let Err(error) = within("close", connection.close(200, "bye".into())).await {
+                        tracing::warn!(%error, "not everything may have been acked: it is delivered again");
+                    }
+                    return;
+                }
                 Err(error) => {
                     failures = if started.elapsed() > LONGEST_PAUSE { 0 } else { failures + 1 };
                     tracing::error!(queue = %self.queue.name, %error, "not consuming: trying again");
@@ -86,14 +94,13 @@ impl AmqpSource {
         }
     }
 
-    /// One connection, from its opening to its end. Ok once it was asked to stop.
+    /// One connection, from its opening to its end; still open when it was asked to stop.
     async fn session(
         &self,
         out: &mpsc::Sender<Received>,
         stop: &CancellationToken,
-        close: &CancellationToken,
         had_queue: &mut bool,
-    ) -> Result<(), SessionError> {
+    ) -> Result<Connection, SessionError> {
         let options = ConnectionProperties::default().with_connection_name("pulse-notifier".into());
         let connection = within("connect", Connection::connect_uri(self.uri(), options)).await?;
         self.declare(&connection, *had_queue).await?;
@@ -125,9 +132,7 @@ impl AmqpSource {
         }
         let tag = consumer.tag();
         within("stop consuming", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
-        self.consuming.send_replace(false);
-        close.cancelled().await;
-        within("close", connection.close(200, "bye".into())).await
+        Ok(connection)
     }
 
     fn uri(&self) -> AMQPUri {
