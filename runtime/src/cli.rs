@@ -86,6 +86,8 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 fn start_log(level: LevelFilter) {
     let filter = tracing_subscriber::filter::Targets::new()
         .with_default(LevelFilter::WARN.min(level))
+        // What it has to say, our own lines say better.
+        .with_target("lapin", LevelFilter::OFF)
         .with_target("pulse_notifier", level);
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
     use tracing_subscriber::prelude::*;

@@ -1,6 +1,6 @@
 """Runs a command so that nothing of it outlives the test process.
 
-keeper.py DIRECTORY COMMAND...: prints the command's pid, then passes on the signals named line by line on standard input.
+keeper.py DIRECTORY COMMAND...: prints the command's pid, then sends it the signals named on standard input, one a line.
 When the command ends, every process it left behind is killed, and the keeper ends the way the command did.
 When standard input ends, whoever asked for the command is gone: everything is killed and DIRECTORY is removed.
 """

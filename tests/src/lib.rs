@@ -12,6 +12,7 @@ mod smtp;
 mod taskcluster;
 mod vhost;
 pub mod wait;
+pub mod world;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ pub use service::Service;
 pub use smtp::{Behaviour, Mail, Mode, Phase, SmtpServer};
 pub use taskcluster::{Answer, Artifact, Taskcluster};
 pub use vhost::{Account, Depth, Publisher, Queue, Vhost};
+pub use world::World;
 
 /// One HTTP request to a port on loopback, for instance of the service under test.
 pub use http::request;

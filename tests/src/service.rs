@@ -30,6 +30,7 @@ impl Service {
     /// Sets a variable of the process's environment, which is otherwise empty.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.env.retain(|(other, _)| other != name);
         self.env.push((name.to_owned(), value.to_string()));
         self
     }
@@ -47,6 +48,13 @@ impl Service {
         self.said_before = Keeper::output(self.directory()).len();
         self.keeper = Some(Keeper::spawn(self.directory(), &binary()?, &self.arguments, &self.env)?);
         Ok(())
+    }
+
+    /// Starts the process again with some variables changed.
+    pub fn start_with(&mut self, changed: &[(&str, &str)]) -> Result<()> {
+        self.env.retain(|(name, _)| !changed.iter().any(|(other, _)| other == name));
+        self.env.extend(changed.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self.start()
     }
 
     /// The id of the process.

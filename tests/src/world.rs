@@ -1,0 +1,139 @@
+//! Everything around the service in one hand: a queue on a broker, a mail server, a Taskcluster, a plugin directory.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use sqlx::SqlitePool;
+use sqlx::sqlite::SqliteConnectOptions;
+use tempfile::TempDir;
+
+use crate::{Account, Broker, Message, Mode, Service, SmtpServer, Taskcluster, Vhost, plugins};
+
+/// What one test has for itself.
+pub struct World {
+    /// Its virtual host, with the exchanges of all statuses.
+    pub vhost: Vhost,
+    /// A user there with the permissions Pulse gives.
+    pub account: Account,
+    /// Its mail server.
+    pub smtp: SmtpServer,
+    /// Its Taskcluster.
+    pub taskcluster: Taskcluster,
+    plugins: TempDir,
+    tasks: AtomicU32,
+}
+
+impl World {
+    /// A world with the plugins of these names.
+    pub async fn new(broker: &Broker, plugin_names: &[&str]) -> Result<Self> {
+        let vhost = broker.vhost().await?;
+        let exchanges: Vec<String> = STATUSES.iter().map(|status| exchange(status)).collect();
+        vhost.declare_exchanges(&exchanges.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+        Ok(Self {
+            account: vhost.pulse_user(&format!("user-of-{}", vhost.name())).await?,
+            vhost,
+            smtp: SmtpServer::start(Mode::StartTls).await?,
+            taskcluster: Taskcluster::start().await?,
+            plugins: plugins(plugin_names)?,
+            tasks: AtomicU32::default(),
+        })
+    }
+
+    /// The service, configured for this world with the predecessor's variables; not started.
+    pub fn service(&self, plugin_names: &[&str]) -> Result<Service> {
+        Ok(Service::new(&["run"])?
+            .env("PN_SERVICES", plugin_names.join(":"))
+            .env("PN_PLUGINS", self.plugins.path().display())
+            .env("PULSE_HOST", "127.0.0.1")
+            .env("PULSE_PORT", self.vhost.port())
+            .env("PULSE_SSL", "False")
+            .env("PULSE_VHOST", self.vhost.name())
+            .env("PULSE_LOGIN", &self.account.login)
+            .env("PULSE_PASSWORD", &self.account.password)
+            .env("PULSE_QUEUE", "notifications")
+            .env("TASKCLUSTER_ROOT_URL", self.taskcluster.root_url())
+            .env("SMTP_HOST", "localhost")
+            .env("SMTP_PORT", self.smtp.port())
+            .env("SMTP_EMAIL", self.smtp.user())
+            .env("SMTP_PASSWD", self.smtp.password())
+            .env("SSL_CERT_FILE", self.smtp.ca_file().display())
+            .env("LOG_LEVEL", "INFO"))
+    }
+
+    /// The full name of its queue.
+    pub fn queue(&self) -> String {
+        format!("queue/{}/notifications", self.account.login)
+    }
+
+    /// A task of its own with this section for `task-failed`, and the message that says it failed; not published.
+    pub fn failed_task(&self, section: &Value) -> (String, Message) {
+        let (task_id, message) = self.unknown_task();
+        self.taskcluster.define(&task_id, definition(section));
+        (task_id, message)
+    }
+
+    /// A message about a task that Taskcluster does not know.
+    pub fn unknown_task(&self) -> (String, Message) {
+        failure(self.tasks.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Publishes a message.
+    pub async fn publish(&self, message: &Message) -> Result<()> {
+        let cc: Vec<&str> = message.cc.iter().map(String::as_str).collect();
+        let body = serde_json::to_vec(&message.body)?;
+        self.vhost.publish(&message.exchange, &message.routing_key, &cc, &body).await
+    }
+}
+
+/// The exchange of a status.
+pub fn exchange(status: &str) -> String {
+    format!("exchange/taskcluster-queue/v1/{status}")
+}
+
+/// The id of the task with this number, and the message that it failed just now.
+pub fn failure(number: u32) -> (String, Message) {
+    let task_id = format!("T{number:07}QxCtesttaskAAA");
+    let body = json!({"version": 1, "runId": 0, "status": {
+        "taskId": task_id, "taskGroupId": "GroupAAAQxCtesttaskAAA", "state": "failed",
+        "runs": [{"runId": 0, "state": "failed"}]}});
+    let routing_key = format!("primary.{task_id}.0.w.w.p.t.s.GroupAAAQxCtesttaskAAA._");
+    (task_id, Message { exchange: exchange("task-failed"), routing_key, body, cc: Vec::new(), redelivered: false })
+}
+
+/// A task's definition with this section for `task-failed`.
+pub fn definition(section: &Value) -> Value {
+    json!({"metadata": {"name": "a test"}, "created": "2018-01-30T14:25:17.052Z",
+        "extra": {"notifications": {"task-failed": section}}})
+}
+
+/// The section of a task that wants one mail.
+pub fn mail_to(address: &str) -> Value {
+    json!({"plugins": ["smtp"], "emails": [address], "subject": "It failed", "message": "{task_id} failed"})
+}
+
+/// The database of a service, for reading.
+pub fn store(service: &Service) -> SqlitePool {
+    let options = SqliteConnectOptions::new().filename(service.directory().join("pulse-notifier.db")).read_only(true);
+    SqlitePool::connect_lazy_with(options)
+}
+
+/// The one number a query answers with.
+pub async fn count(store: &SqlitePool, query: &'static str) -> Result<i64> {
+    sqlx::query_scalar(query).fetch_one(store).await.context(query)
+}
+
+/// The rows of a query as texts, columns joined by a space.
+pub async fn rows(store: &SqlitePool, query: &'static str) -> Result<Vec<String>> {
+    sqlx::query_scalar(query).fetch_all(store).await.context(query)
+}
+
+const STATUSES: [&str; 7] = [
+    "task-defined",
+    "task-pending",
+    "task-running",
+    "artifact-created",
+    "task-completed",
+    "task-failed",
+    "task-exception",
+];

@@ -1,0 +1,347 @@
+//! The whole path, on a real broker and a real mail server: what arrives, what is on record, and that the queue is empty.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use end_to_end::world::{count, mail_to, rows, store};
+use end_to_end::{Answer, Behaviour, Broker, Phase, Queue, World, corpus, wait};
+use serde_json::{Value, json};
+
+const SOON: Duration = Duration::from_secs(30);
+
+async fn world() -> Result<World> {
+    World::new(Broker::shared().await?, &["smtp", "hostile"]).await
+}
+
+#[tokio::test]
+async fn a_recorded_message_becomes_a_mail_over_starttls() -> Result<()> {
+    let Some(corpus) = corpus() else { return Ok(()) };
+    let world = world().await?;
+    let mut service = world.service(&["smtp"])?;
+    service.start()?;
+    let recorded = corpus.messages()?.into_iter().filter(|message| message.exchange.ends_with("task-completed"));
+    let task_of = |message: &end_to_end::Message| message.body["status"]["taskId"].as_str().map(str::to_owned);
+    let (mut message, task_id) = recorded
+        .filter_map(|message| task_of(&message).map(|task_id| (message, task_id)))
+        .find(|(_, task_id)| corpus.task(task_id).is_some())
+        .context("the corpus has a completed task with its definition")?;
+    let mut task = corpus.task(&task_id).context("its definition")?;
+    task["extra"]["notifications"] = json!({"task-completed": {
+        "plugins": ["smtp"], "emails": ["a@example.com", "b@example.com"],
+        "subject": "Shipped ☃\n", "message": "<b>out</b> & about"}});
+    world.taskcluster.define(&task_id, task);
+    message.cc = vec!["route.index.releases.v1.example".into()];
+    service.wait_for_output("consuming", SOON).await?;
+    world.publish(&message).await?;
+
+    let mails = world.smtp.wait_for_mails(2, SOON).await?;
+    let group = message.body["status"]["taskGroupId"].as_str().context("the group")?;
+    for mail in &mails {
+        assert!(mail.tls);
+        assert_eq!(mail.user.as_deref(), Some(world.smtp.user()));
+        assert_eq!(mail.to.len(), 1, "one recipient an envelope");
+        assert_eq!(mail.header("To").as_deref(), Some("a@example.com, b@example.com"));
+        assert_eq!(mail.header("From").as_deref(), Some(world.smtp.user()));
+        assert_eq!(mail.header("References"), Some(format!("<{group}@mozilla.com>")));
+        assert_eq!(mail.header("In-Reply-To"), mail.header("References"));
+        assert_eq!(mail.header("Subject").as_deref(), Some("=?utf-8?b?U2hpcHBlZCDimIM=?="));
+        assert!(mail.body().contains("&lt;b&gt;out&lt;/b&gt; &amp; about"), "{}", mail.body());
+        assert!(mail.header("X-Pulse-Notifier-Effect").is_some_and(|id| id.len() == 64));
+    }
+    assert_eq!(mails[0].header("Message-ID"), mails[1].header("Message-ID"));
+    assert_ne!(mails[0].header("X-Pulse-Notifier-Effect"), mails[1].header("X-Pulse-Notifier-Effect"));
+
+    let store = store(&service);
+    let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND attempt = 1 AND in_doubt = 0";
+    wait::until("both are on record as delivered", SOON, async || Ok(count(&store, delivered).await? == 2)).await?;
+    let states = "SELECT e.state || ' ' || i.state FROM event e JOIN invocation i ON i.event_id = e.id";
+    assert_eq!(rows(&store, states).await?, ["planned done"]);
+    let depth = world.vhost.depth(&world.queue()).await?.context("the queue")?;
+    assert_eq!((depth.ready, depth.unacked), (0, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_queue_that_exists_is_used_as_it_is() -> Result<()> {
+    for kind in [Queue::Classic, Queue::Quorum] {
+        let world = world().await?;
+        world.vhost.declare_queue(&world.queue(), kind).await?;
+        let mut service = world.service(&["smtp"])?;
+        service.start()?;
+        service.wait_for_output("consuming", SOON).await?;
+        let (_, message) = world.failed_task(&mail_to("a@example.com"));
+        world.publish(&message).await?;
+        world.smtp.wait_for_mails(1, SOON).await?;
+        assert!(!service.output().contains("queue declared"), "{kind:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_published_twice_is_mailed_once() -> Result<()> {
+    let world = world().await?;
+    let mut service = world.service(&["smtp"])?;
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let (_, message) = world.failed_task(&mail_to("a@example.com"));
+    let (_, last) = world.failed_task(&mail_to("last@example.com"));
+    for message in [&message, &message, &last] {
+        world.publish(message).await?;
+    }
+    let mails = world.smtp.wait_for_mails(2, SOON).await?;
+    assert_eq!(mails.len(), 2);
+    assert!(mails.iter().any(|mail| mail.to == ["last@example.com"]));
+    wait::until("the queue is empty", SOON, async || {
+        Ok(world.vhost.depth(&world.queue()).await?.is_some_and(|depth| depth.ready + depth.unacked == 0))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_plugin_that_faults_or_fails_sends_nothing_and_harms_no_other() -> Result<()> {
+    let world = world().await?;
+    let mut service = world.service(&["smtp", "hostile"])?;
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let attacks = ["loop", "eat memory", "trap", "fail"];
+    for attack in attacks {
+        let plugins = json!({"hostile": {"message": attack}, "smtp": {"subject": format!("beside {attack}")}});
+        let (_, message) = world.failed_task(&json!({"plugins": plugins, "emails": ["a@example.com"]}));
+        world.publish(&message).await?;
+    }
+    let mails = world.smtp.wait_for_mails(attacks.len(), SOON).await?;
+    let mut subjects: Vec<_> = mails.iter().filter_map(|mail| mail.header("Subject")).collect();
+    subjects.sort();
+    assert_eq!(subjects, ["beside eat memory", "beside fail", "beside loop", "beside trap"]);
+    let store = store(&service);
+    let ended = "SELECT state || ': ' || CAST(reason AS TEXT) FROM invocation WHERE plugin = 'hostile' ORDER BY 1";
+    let ended = rows(&store, ended).await?;
+    for (ended, expected) in ended.iter().zip([
+        "failed: as the task wished",
+        "faulted: out of CPU time: more than 50 ms",
+        "faulted: out of memory: more than 67108864 bytes",
+        "faulted: trap: ",
+    ]) {
+        assert!(ended.starts_with(expected), "{ended}");
+    }
+    assert_eq!(ended.len(), attacks.len());
+    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect WHERE plugin = 'hostile'").await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_delivery_that_is_no_event_is_kept_as_dead_and_the_next_is_served() -> Result<()> {
+    let world = world().await?;
+    let mut service = world.service(&["smtp"])?;
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let exchange = end_to_end::world::exchange("task-failed");
+    for body in [&b"not json"[..], b"", b"\xff\xfe", b"[]", b"{}", br#"{"status":{"taskId":"../../etc/passwd......"}}"#]
+    {
+        world.vhost.publish(&exchange, "primary.x", &[], body).await?;
+    }
+    let (_, message) = world.failed_task(&mail_to("a@example.com"));
+    world.publish(&message).await?;
+    world.smtp.wait_for_mails(1, SOON).await?;
+    let store = store(&service);
+    wait::until("all are kept", SOON, async || Ok(count(&store, "SELECT COUNT(*) FROM dead_delivery").await? == 6))
+        .await?;
+    wait::until("the queue is empty", SOON, async || {
+        Ok(world.vhost.depth(&world.queue()).await?.is_some_and(|depth| depth.ready + depth.unacked == 0))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_event_whose_task_cannot_be_had_is_deferred_or_dead_but_never_holds_the_queue() -> Result<()> {
+    let world = world().await?;
+    let mut service = world.service(&["smtp"])?;
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    for answer in [Answer::Error(500), Answer::Html(200), Answer::Error(404)] {
+        let (task_id, message) =
+            world.failed_task(&mail_to(&format!("{answer:?}@example.com").replace(['(', ')'], "")));
+        world.taskcluster.answer_once(&task_id, answer);
+        world.publish(&message).await?;
+    }
+    for answer in [Answer::Error(410), Answer::Big(12_000_000), Answer::GzipBomb(100_000_000)] {
+        let (task_id, message) = world.unknown_task();
+        world.taskcluster.answer(&task_id, answer);
+        world.publish(&message).await?;
+    }
+    let (task_id, mut old) = world.unknown_task();
+    old.body["status"]["runs"][0]["resolved"] = "2019-06-26T19:36:10.316Z".into();
+    world.publish(&old).await?;
+    let store = store(&service);
+    wait::until("all are settled", SOON, async || Ok(count(&store, "SELECT COUNT(*) FROM event").await? == 7)).await?;
+    let dead = "SELECT CAST(reason AS TEXT) FROM event WHERE state = 'dead' ORDER BY 1";
+    let too_large = "a definition of more than 11000000 bytes";
+    assert_eq!(rows(&store, dead).await?, [too_large, too_large, "no such task (404)", "the task is gone (410)"]);
+    assert_eq!(world.taskcluster.requests(&task_id), 1);
+    // The others are tried again after five seconds, more or less.
+    let mails = world.smtp.wait_for_mails(3, SOON).await?;
+    let mut told: Vec<_> = mails.iter().flat_map(|mail| mail.to.clone()).collect();
+    told.sort();
+    assert_eq!(told, ["Error404@example.com", "Error500@example.com", "Html200@example.com"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plugin_that_asks_to_be_run_again_is_alone_run_again() -> Result<()> {
+    let world = world().await?;
+    let mut service = world.service(&["smtp", "hostile"])?;
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let plugins = json!({"hostile": {"message": "retry"}, "smtp": {}});
+    let (_, message) = world.failed_task(&json!({"plugins": plugins, "emails": ["a@example.com"]}));
+    world.publish(&message).await?;
+    let store = store(&service);
+    let tries = "SELECT COALESCE(MAX(tries), 0) FROM invocation WHERE plugin = 'hostile' AND state = 'retry'";
+    wait::until("it has run twice", SOON, async || Ok(count(&store, tries).await? == 2)).await?;
+    assert_eq!(world.smtp.wait_for_mails(1, SOON).await?.len(), 1);
+    assert_eq!(count(&store, "SELECT COUNT(*) FROM invocation").await?, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_mail_server_answers_decides_what_becomes_of_a_mail() -> Result<()> {
+    let world = world().await?;
+    let reply = |text: &str| Behaviour::Reply(text.to_owned());
+    world.smtp.behave_for("gone@example.com", reply("550 5.1.1 no such user"))?;
+    world.smtp.behave_for("busy@example.com", reply("451 4.7.1 later"))?;
+    let mut service = world.service(&["smtp"])?;
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let emails = ["gone@example.com", "busy@example.com", "fine@example.com"];
+    let (_, message) = world.failed_task(&json!({"plugins": ["smtp"], "emails": emails}));
+    world.publish(&message).await?;
+    let store = store(&service);
+    let states = "SELECT CAST(recipient AS TEXT) || ' ' || state || ' ' || COALESCE(CAST(reason AS TEXT), '') \
+                  FROM effect ORDER BY 1";
+    let expected = [
+        "busy@example.com pending RCPT: transient error (451): 4.7.1 later",
+        "fine@example.com delivered 250 OK",
+        "gone@example.com dead RCPT: permanent error (550): 5.1.1 no such user",
+    ];
+    wait::until("each has had its answer", SOON, async || Ok(rows(&store, states).await? == expected)).await?;
+    world.smtp.behave_well()?;
+    let mails = world.smtp.wait_for_mails(2, SOON).await?;
+    assert_eq!(mails[1].to, ["busy@example.com"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wrong_password_kills_nothing_and_everything_goes_out_once_it_is_mended() -> Result<()> {
+    let world = world().await?;
+    let mut service = world.service(&["smtp"])?.env("SMTP_PASSWD", "wrong-secret");
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    for number in 0..5 {
+        let (_, message) = world.failed_task(&mail_to(&format!("{number}@example.com")));
+        world.publish(&message).await?;
+    }
+    let store = store(&service);
+    let waiting = "SELECT COUNT(*) FROM effect WHERE state = 'pending' AND failures = 0";
+    wait::until("all wait", SOON, async || {
+        let suspended = count(&store, "SELECT COUNT(*) FROM suspension WHERE destination = 'email/smtp'").await?;
+        Ok(suspended == 1 && count(&store, waiting).await? == 5)
+    })
+    .await?;
+    assert!(!service.output().contains("wrong-secret"));
+    let logins = world.smtp.count(Phase::Auth)?;
+    assert!(logins <= 5, "suspended means that nobody keeps knocking: {logins} logins");
+    service.terminate()?;
+    assert!(service.wait_exit(SOON).await?.success());
+    service.start_with(&[("SMTP_PASSWD", world.smtp.password())])?;
+    world.smtp.wait_for_mails(5, SOON).await?;
+    wait::until("none is suspended", SOON, async || Ok(count(&store, "SELECT COUNT(*) FROM suspension").await? == 0))
+        .await
+}
+
+#[tokio::test]
+async fn a_mail_whose_acceptance_was_lost_is_sent_again_and_flagged_in_doubt() -> Result<()> {
+    let world = world().await?;
+    world.smtp.behave(Phase::Dot, Behaviour::AcceptThenDrop)?;
+    let mut service = world.service(&["smtp"])?;
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let (_, message) = world.failed_task(&mail_to("a@example.com"));
+    world.publish(&message).await?;
+    world.smtp.wait_for_mails(1, SOON).await?;
+    world.smtp.behave_well()?;
+    let mails = world.smtp.wait_for_mails(2, SOON).await?;
+    assert_eq!(mails[0].data, mails[1].data, "whoever gets both can tell");
+    let store = store(&service);
+    let flagged = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND in_doubt = 1 AND attempt = 2";
+    wait::until("it is flagged", SOON, async || Ok(count(&store, flagged).await? == 1)).await
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_prove_who_it_is_gets_no_mail() -> Result<()> {
+    let world = world().await?;
+    let other = World::new(Broker::shared().await?, &["smtp"]).await?;
+    let mut service = world.service(&["smtp"])?.env("SSL_CERT_FILE", other.smtp.ca_file().display());
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let (_, message) = world.failed_task(&mail_to("a@example.com"));
+    world.publish(&message).await?;
+    let store = store(&service);
+    let reason = "SELECT CAST(reason AS TEXT) FROM suspension";
+    wait::until("it is suspended", SOON, async || Ok(!rows(&store, reason).await?.is_empty())).await?;
+    let reason = rows(&store, reason).await?.concat();
+    assert!(reason.contains("certificate"), "{reason}");
+    assert_eq!(world.smtp.count(Phase::Auth)?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn bindings_configured_no_longer_are_taken_back() -> Result<()> {
+    let world = world().await?;
+    let mut service = world.service(&["smtp"])?.env("PULSE_EXCHANGES", "task-failed:task-running");
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    service.terminate()?;
+    assert!(service.wait_exit(SOON).await?.success());
+    service.start_with(&[("PULSE_EXCHANGES", "task-failed")])?;
+    service.wait_for_output("consuming", SOON).await?;
+    service.terminate()?;
+    assert!(service.wait_exit(SOON).await?.success());
+    let (_, failed) = world.failed_task(&mail_to("a@example.com"));
+    world.vhost.publish(&end_to_end::world::exchange("task-running"), "primary.x", &[], b"{}").await?;
+    world.publish(&failed).await?;
+    assert_eq!(world.vhost.ready(&world.queue()).await?, Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn tasks_may_carry_any_section_and_any_text() -> Result<()> {
+    let world = world().await?;
+    let mut service = world.service(&["smtp"])?;
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let sections: [Value; 8] = [
+        json!(null),
+        json!("no notifications"),
+        json!(["smtp"]),
+        json!({"plugins": 3, "emails": {}}),
+        json!({"plugins": ["nope"], "emails": ["a@example.com"]}),
+        json!({"plugins": ["smtp"]}),
+        json!({"plugins": ["smtp"], "emails": ["no address", "x@y\r\nBcc: z@example.com"]}),
+        json!({"plugins": ["smtp", "smtp"], "emails": ["a@example.com", "a@example.com"],
+            "subject": "ü\u{0}\r\nBcc: z@example.com", "message": "\u{0}\r\n.\r\nQUIT ☃"}),
+    ];
+    for section in &sections {
+        let (_, message) = world.failed_task(section);
+        world.publish(&message).await?;
+    }
+    let (_, last) = world.failed_task(&mail_to("last@example.com"));
+    world.publish(&last).await?;
+    let mails = world.smtp.wait_for_mails(2, SOON).await?;
+    let told: Vec<_> = mails.iter().flat_map(|mail| mail.to.clone()).collect();
+    assert!(told.contains(&"last@example.com".to_owned()) && told.contains(&"a@example.com".to_owned()), "{told:?}");
+    assert!(mails.iter().all(|mail| mail.header("Bcc").is_none()));
+    wait::until("the queue is empty", SOON, async || {
+        Ok(world.vhost.depth(&world.queue()).await?.is_some_and(|depth| depth.ready + depth.unacked == 0))
+    })
+    .await
+}
