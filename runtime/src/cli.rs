@@ -94,7 +94,7 @@ fn start_log(level: LevelFilter) {
     if std::io::stderr().is_terminal() {
         log.finish().with(filter).init();
     } else {
-        log.json().flatten_event(true).finish().with(filter).init();
+        log.json().flatten_event(true).with_span_list(false).finish().with(filter).init();
     }
 }
 

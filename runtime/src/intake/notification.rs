@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
                 identity: identity.to_owned(),
                 plugin,
                 subject: one_line(&self.filled(&subject)),
-                message: self.filled(&message),
+                message: self.filled(&message).replace('\0', ""),
                 emails: emails.clone(),
                 nicks: nicks.clone(),
                 channels: channels.clone(),
@@ -225,7 +225,8 @@ fn short_status(status: &str) -> &str {
 }
 
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn merged(mut texts: Vec<String>, more: Vec<String>) -> Vec<String> {
@@ -344,7 +345,7 @@ mod tests {
     #[test]
     fn a_plugins_own_text_wins_and_task_id_is_filled_in() {
         let plugins = json!({"irc": {"message": "{task_id} broke"}, "smtp": {"subject": "{name} {task_id}"}});
-        let wishes = of_section(json!({"plugins": plugins, "message": "m\nn", "subject": "a\r\n b\t{x}\n"}));
+        let wishes = of_section(json!({"plugins": plugins, "message": "m\nn", "subject": "a\r\n\0b\t{x}\n"}));
         let texts: Vec<_> = wishes.notifications.iter().map(|n| (n.subject.as_str(), n.message.as_str())).collect();
         let id = "A35mWTRuQmyj88yMnIF0fA";
         assert_eq!(texts, [("a b {x}", &*format!("{id} broke")), (&*format!("{{name}} {id}"), "m\nn")]);

@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use lettre::message::header::{Header, HeaderName, HeaderValue};
-use lettre::message::{Mailbox, Message, MultiPart, SinglePart};
+use lettre::message::{Mailbox, Message, MultiPart, MultiPartKind, SinglePart};
 
 use crate::config::SmtpAccount;
-use crate::effect::Email;
+use crate::effect::{Email, Hash};
 use crate::store::Claimed;
 
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,10 @@ pub(super) fn build(account: &SmtpAccount, claimed: &Claimed, email: &Email) -> 
     let text = SinglePart::plain(email.text.clone());
     let message = match &email.html {
         Some(html) => {
-            message.multipart(MultiPart::alternative().singlepart(text).singlepart(SinglePart::html(html.clone())))
+            // Made of the parts themselves, so that no part can hold it; drawn at random it would change each time.
+            let boundary = Hash::of([email.text.as_bytes(), html.as_bytes()]);
+            let parts = MultiPart::builder().kind(MultiPartKind::Alternative).boundary(boundary.to_string());
+            message.multipart(parts.singlepart(text).singlepart(SinglePart::html(html.clone())))
         }
         None => message.singlepart(text),
     };
