@@ -1,0 +1,139 @@
+//! The commands as a user meets them: what they print and how they end.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use end_to_end::{Service, plugins};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(60);
+
+const LEAST: [(&str, &str); 6] = [
+    ("PN_SERVICES", "smtp"),
+    ("PULSE_LOGIN", "me"),
+    ("PULSE_PASSWORD", "hunter2"),
+    ("PULSE_QUEUE", "q"),
+    ("SMTP_HOST", "mail.example.com"),
+    ("SMTP_EMAIL", "ci@example.com"),
+];
+
+/// Runs a command to its end; its exit code and what it printed.
+async fn run(arguments: &[&str], env: &[(&str, &str)]) -> Result<(Option<i32>, String)> {
+    let plugins = plugins(&["smtp", "hostile"])?;
+    let mut service = Service::new(arguments)?.env("PN_PLUGINS", plugins.path().display());
+    for (name, value) in env {
+        service = service.env(name, value);
+    }
+    service.start()?;
+    let status = service.wait_exit(SOON).await?;
+    Ok((status.code(), service.output()))
+}
+
+#[tokio::test]
+async fn the_demo_shows_every_status_and_lets_no_hostile_text_through() -> Result<()> {
+    let (code, output) = run(&["demo", "--once"], &[]).await?;
+    assert_eq!(code, Some(0), "{output}");
+    for status in [
+        "task-defined",
+        "task-pending",
+        "task-running",
+        "artifact-created",
+        "task-completed",
+        "task-failed",
+        "task-exception",
+    ] {
+        assert!(output.contains(&format!("── {status} ─ mail to ")), "{status}: {output}");
+    }
+    assert!(output.contains("Task pending: build-linux64/opt"));
+    assert!(output.contains("not granted: mail to mallory@elsewhere.example"));
+    assert!(output.chars().all(|c| c == '\n' || !c.is_control()), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_demo_as_json_prints_one_object_an_effect() -> Result<()> {
+    let (code, output) = run(&["demo", "--once", "--json"], &[]).await?;
+    assert_eq!(code, Some(0), "{output}");
+    let effects: Vec<Value> = output.lines().map(serde_json::from_str).collect::<Result<_, _>>().context(output)?;
+    assert!(effects.iter().all(|effect| {
+        ["tenant", "plugin", "capability", "task_id", "status", "state", "payload"]
+            .iter()
+            .all(|key| !effect[key].is_null())
+    }));
+    let delivered = effects.iter().filter(|effect| effect["state"] == "delivered").count();
+    let refused = effects.iter().filter(|effect| effect["state"] == "refused").count();
+    assert_eq!(delivered + refused, effects.len());
+    assert_eq!(refused, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_demo_takes_other_events_and_passes_over_what_is_none() -> Result<()> {
+    let plugins = plugins(&["smtp"])?;
+    let mut service =
+        Service::new(&["demo", "--once", "--events", "events.ndjson"])?.env("PN_PLUGINS", plugins.path().display());
+    let event = r#"{"exchange": "exchange/taskcluster-queue/v1/task-failed",
+        "body": {"status": {"taskId": "A35mWTRuQmyj88yMnIF0fA"}},
+        "task": {"extra": {"notification": {"task-failed": {"plugins": "smtp", "emails": "a@example.com"}}}}}"#;
+    std::fs::write(service.directory().join("events.ndjson"), format!("no event\n{}\n", event.replace('\n', "")))?;
+    service.start()?;
+    assert!(service.wait_exit(SOON).await?.success());
+    let output = service.output();
+    assert!(output.contains("line 1: expected"), "{output}");
+    assert!(output.contains("── task-failed ─ mail to a@example.com ─ delivered"), "{output}");
+    assert!(output.contains("Subject: Task failed: unnamed"), "{output}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_explains_a_good_configuration_and_shows_no_secret() -> Result<()> {
+    let (code, output) = run(&["check"], &LEAST).await?;
+    assert_eq!(code, Some(0), "{output}");
+    for expected in [
+        "queue/me/q",
+        "exchange/taskcluster-queue/v1/task-exception #",
+        "mail.example.com:587, STARTTLS",
+        "may mail * by account smtp",
+        "every plugin may mail anyone a task names",
+    ] {
+        assert!(output.contains(expected), "{expected}: {output}");
+    }
+    assert!(!output.contains("hunter2"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bad_configuration_ends_with_78_and_says_where_and_what() -> Result<()> {
+    let cases: [(&[(&str, &str)], &str); 6] = [
+        (&[("PULSE_PORT", "many")], "PULSE_PORT: expected a port, found \"many\""),
+        (&[("PN_SERVICES", "")], "PN_SERVICES: expected the plugins to enable"),
+        (&[("PN_SERVICES", "smtp:nope")], "plugin nope: read "),
+        (&[("SMTP_SECURITY", "ssl")], "SMTP_SECURITY: expected one of starttls, tls, none, found \"ssl\""),
+        (&[("PN_IDENTITIES", "nowhere.yml")], "PN_IDENTITIES: read nowhere.yml"),
+        (&[("PN_STORE", "mysql://u:hunter3@h/d")], "PN_STORE: expected sqlite:<path>"),
+    ];
+    for (changed, expected) in cases {
+        for command in ["check", "run"] {
+            let env: Vec<_> = LEAST.iter().chain(changed).copied().collect();
+            let (code, output) = run(&[command], &env).await?;
+            assert_eq!(code, Some(78), "{changed:?}: {output}");
+            assert!(output.contains(expected), "{expected}: {output}");
+            assert!(!output.contains("hunter"), "{output}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plugin_that_is_none_ends_with_78() -> Result<()> {
+    let plugins = plugins(&[])?;
+    std::fs::write(plugins.path().join("smtp.wasm"), b"no plugin")?;
+    let mut service = Service::new(&["check"])?.env("PN_PLUGINS", plugins.path().display());
+    for (name, value) in LEAST {
+        service = service.env(name, value);
+    }
+    service.start()?;
+    assert_eq!(service.wait_exit(SOON).await?.code(), Some(78));
+    assert!(service.output().contains("expected a WebAssembly component"), "{}", service.output());
+    Ok(())
+}
