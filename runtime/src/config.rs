@@ -6,6 +6,7 @@ mod legacy;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub struct Config {
     pub smtp: BTreeMap<String, SmtpAccount>,
     /// The tenants.
     pub tenants: Vec<Tenant>,
+    /// Where health and metrics are served; nowhere when there is no address.
+    pub admin: Option<SocketAddr>,
     /// How long shutting down may take.
     pub drain: Duration,
     /// For how long a repeated event is recognised.

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::metrics::Metrics;
 use crate::retry;
 use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, now_ms};
 use crate::tenant::Tenant;
@@ -72,6 +73,8 @@ pub struct Courier {
     pub owner: String,
     /// For how long repeated events are recognised.
     pub keep: Duration,
+    /// Counts what happens.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Courier {
@@ -139,6 +142,7 @@ impl Courier {
         };
         let next = next(&receipt, &claimed);
         say(&claimed, &receipt, &next);
+        self.metrics.attempt(claimed.effect.capability(), receipt.kind());
         let finished = Finished {
             id: claimed.id,
             owner: self.owner.clone(),

@@ -20,11 +20,12 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::effect::{Hash, Origin};
+use crate::metrics::{DeliveryOutcome, Metrics};
 use crate::registry::Registry;
 use crate::retry;
 use crate::sandbox::{self, Ending, Report, Sandbox, types};
 use crate::store::{
-    Basis, DeadDelivery, DueRetry, Fate, Invocation, Outcome, Retried, Settled, Store, StoreError, now_ms,
+    Basis, DeadDelivery, DueRetry, Fate, Invocation, Outcome, Retried, Settled, Store, StoreError, Verdict, now_ms,
 };
 use crate::tenant::Tenant;
 use event::{Delivery, Event};
@@ -44,6 +45,8 @@ pub struct Intake {
     pub sandbox: Arc<Sandbox>,
     /// Keeps what they asked for.
     pub store: Store,
+    /// Counts what happens.
+    pub metrics: Arc<Metrics>,
     /// Bounds what is in hand.
     pub in_hand: Arc<Semaphore>,
 }
@@ -80,16 +83,23 @@ impl Intake {
         let span = tracing::info_span!("delivery", tenant, exchange = %received.delivery.exchange.escape_debug());
         let decision =
             self.decide(tenant, Arc::new(received.delivery), received_ms, Basis::Delivery).instrument(span).await;
-        if self.commit(decision).await.is_ok() {
+        if let Ok(outcome) = self.commit(decision).await {
             received.settler.ack().await;
+            self.metrics.delivery(tenant, outcome);
         }
     }
 
-    async fn commit(&self, decision: Decision) -> Result<(), StoreError> {
+    /// Makes a decision durable; what it was, or that another one had been made before.
+    async fn commit(&self, decision: Decision) -> Result<DeliveryOutcome, StoreError> {
         match decision {
-            Decision::Nothing => Ok(()),
-            Decision::Bury(dead) => self.store.bury(dead).await,
+            Decision::Nothing => Ok(DeliveryOutcome::Unasked),
+            Decision::Bury(dead) => self.store.bury(dead).await.map(|()| DeliveryOutcome::Malformed),
             Decision::Settle(settled) => {
+                let outcome = match &settled.fate {
+                    Fate::Planned(_) => DeliveryOutcome::Planned,
+                    Fate::Deferred { .. } => DeliveryOutcome::Deferred,
+                    Fate::Dead { .. } => DeliveryOutcome::Dead,
+                };
                 let dead = DeadDelivery {
                     tenant: settled.tenant.clone(),
                     delivery: Arc::clone(&settled.delivery),
@@ -97,8 +107,12 @@ impl Intake {
                     received_ms: settled.received_ms,
                 };
                 match self.store.settle(settled).await {
-                    Err(StoreError::Rejected(why)) => self.store.bury(DeadDelivery { reason: why, ..dead }).await,
-                    settled => settled.map(drop),
+                    Ok(Verdict::Won) => Ok(outcome),
+                    Ok(Verdict::Lost) => Ok(DeliveryOutcome::Duplicate),
+                    Err(StoreError::Rejected(reason)) => {
+                        self.store.bury(DeadDelivery { reason, ..dead }).await.map(|()| DeliveryOutcome::Dead)
+                    }
+                    Err(error) => Err(error),
                 }
             }
         }
@@ -169,7 +183,14 @@ impl Intake {
             |(notification, (digest, outcome, report)): (&Notification, (Hash, Option<Outcome>, Report))| {
                 invocation(notification, 0, digest, outcome, report, 1, received_ms)
             };
-        notifications.iter().zip(reports).map(invocation).collect()
+        let invocations: Vec<_> = notifications.iter().zip(reports).map(invocation).collect();
+        invocations.iter().for_each(|invocation| self.count(invocation));
+        invocations
+    }
+
+    fn count(&self, invocation: &Invocation) {
+        let cpu = Duration::from_micros(invocation.cpu_us);
+        self.metrics.invocation(&invocation.plugin, invocation.outcome.state(), cpu);
     }
 
     fn notifications(&self, tenant: &Tenant, event: &Event, task: &Definition) -> Vec<Notification> {
@@ -294,6 +315,7 @@ impl Intake {
         let tries = due.tries + 1;
         let (digest, outcome, report, notification) = self.invoke_again(&due).await;
         let invocation = invocation(&notification, due.generation, digest, outcome, report, tries, due.received_ms);
+        self.count(&invocation);
         Retried {
             invocation_id: due.invocation_id,
             tries: due.tries,

@@ -22,12 +22,14 @@
 //! | [`courier`] | claimed effect → receipt, by its [`courier::sinks`] |
 //! | [`registry`] | `.wasm` files → live versions |
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod courier;
 pub mod effect;
 pub mod grant;
 pub mod intake;
+pub mod metrics;
 pub mod registry;
 pub mod retry;
 pub mod sandbox;

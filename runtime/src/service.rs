@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::Admin;
 use crate::config::{Config, DeliveryMode};
 use crate::courier::Courier;
 use crate::courier::sinks::Sink;
@@ -17,6 +19,7 @@ use crate::intake::Intake;
 use crate::intake::source::Received;
 use crate::intake::source::amqp::AmqpSource;
 use crate::intake::task::Tasks;
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
@@ -57,6 +60,8 @@ pub struct Parts {
     pub sinks: BTreeMap<String, Arc<Sink>>,
     /// For how long repeated events are recognised.
     pub keep: Duration,
+    /// Counts what happens.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Service {
@@ -76,6 +81,7 @@ impl Service {
             tenants: tenants.clone(),
             owner: Courier::new_owner(),
             keep: parts.keep,
+            metrics: Arc::clone(&parts.metrics),
         });
         courier.start(&stop_courier, &attempts);
         let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());
@@ -86,6 +92,7 @@ impl Service {
             registry: parts.registry,
             sandbox: parts.sandbox,
             store: store.clone(),
+            metrics: parts.metrics,
             in_hand: Arc::new(Semaphore::new(Intake::IN_HAND_MAX.into())),
         });
         let (stop_intake, handlers) = (CancellationToken::new(), TaskTracker::new());
@@ -117,6 +124,18 @@ impl Service {
         &self.intake.tasks
     }
 
+    /// Answers questions about the service on this listener, until it is drained.
+    pub fn serve_admin(&self, listener: TcpListener, consuming: BTreeMap<String, watch::Receiver<bool>>) {
+        let metrics = Arc::clone(&self.intake.metrics);
+        let admin = Admin { store: self.store.clone(), consuming, metrics };
+        let stop = self.stop_housekeeping.clone();
+        self.housekeeping.spawn(async move {
+            if let Err(error) = admin.serve(listener, stop).await {
+                tracing::error!(%error, "health and metrics are not served any more");
+            }
+        });
+    }
+
     /// A way to hand in deliveries for a tenant.
     #[must_use]
     pub fn inlet(&self, tenant: &str) -> mpsc::Sender<Received> {
@@ -126,8 +145,8 @@ impl Service {
         out
     }
 
-    /// Consumes every tenant's queue. The receivers say which ones are being consumed.
-    pub fn consume(&self, config: &Config) -> Vec<watch::Receiver<bool>> {
+    /// Consumes every tenant's queue. The receivers say, by tenant, whether it is being consumed.
+    pub fn consume(&self, config: &Config) -> BTreeMap<String, watch::Receiver<bool>> {
         let consume = |tenant: &Tenant| {
             let (consuming, is_consuming) = watch::channel(false);
             let source = AmqpSource {
@@ -136,10 +155,12 @@ impl Service {
                 prefetch: Intake::IN_HAND_MAX,
                 store: self.store.clone(),
                 consuming,
+                tenant: tenant.name.clone(),
+                metrics: Arc::clone(&self.intake.metrics),
             };
             let (stop, close) = (self.stop_intake.clone(), self.close_sources.clone());
             self.sources.spawn(source.run(self.inlet(&tenant.name), stop, close));
-            is_consuming
+            (tenant.name.clone(), is_consuming)
         };
         config.tenants.iter().map(consume).collect()
     }

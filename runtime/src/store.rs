@@ -198,6 +198,14 @@ impl Store {
         }
     }
 
+    /// What the database counts for the figures.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn figures(&self) -> Result<Figures, StoreError> {
+        Ok(sqlite::figures(&self.reader, now_ms()).await?)
+    }
+
     /// How many events, invocations and effects are not at their end.
     ///
     /// # Errors

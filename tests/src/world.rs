@@ -58,6 +58,7 @@ impl World {
             .env("SMTP_EMAIL", self.smtp.user())
             .env("SMTP_PASSWD", self.smtp.password())
             .env("SSL_CERT_FILE", self.smtp.ca_file().display())
+            .env("PN_ADMIN", "127.0.0.1:0")
             .env("LOG_LEVEL", "INFO"))
     }
 

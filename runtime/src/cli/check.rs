@@ -30,6 +30,10 @@ fn explain_service(config: &Config) {
     println!("broker       {scheme}://{}@{}:{} vhost {}", broker.login, broker.host, broker.port, broker.vhost);
     println!("taskcluster  {}", config.taskcluster_root);
     println!("store        {}", config.store);
+    match config.admin {
+        Some(address) => println!("admin        http://{address}/healthz /readyz /metrics"),
+        None => println!("admin        not served"),
+    }
     println!("plugins      {}", config.plugins.display());
     for (name, smtp) in &config.smtp {
         let security = match smtp.security {

@@ -20,6 +20,7 @@ use crate::effect::{Effect, Email, destination};
 use crate::grant::{EmailGrant, Grant, Pattern};
 use crate::intake::source::{Received, ndjson};
 use crate::intake::task::{MemoryTasks, Tasks};
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::{Limits, Sandbox};
 use crate::service::{Parts, Service};
@@ -89,7 +90,8 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
     let tasks = Tasks::Memory(MemoryTasks::new(root));
     let keep = Duration::from_secs(60 * 60 * 24);
     let store = format!("sqlite:{database}");
-    Service::start(Parts { store, tenants, tasks, sandbox, registry, sinks, keep }).await.context("start")
+    let metrics = Arc::new(Metrics::new().context("name the figures")?);
+    Service::start(Parts { store, tenants, tasks, sandbox, registry, sinks, keep, metrics }).await.context("start")
 }
 
 fn tenant() -> Tenant {

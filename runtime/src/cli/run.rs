@@ -1,11 +1,15 @@
 //! `run`: the service, until it is told to stop.
 
+use std::sync::Arc;
+
 use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::PluginErrors;
 use crate::config::{Config, Environment};
 use crate::intake::task::{HttpTasks, Tasks};
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::service::{Parts, Service, sinks};
@@ -16,6 +20,12 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
         tracing::warn!("{note}");
     }
     let mut signals = Signals::listen()?;
+    let admin = match config.admin {
+        Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
+            format!("listen on {address} for health and metrics (PN_ADMIN: another address, or none)")
+        })?),
+        None => None,
+    };
     let sandbox = Sandbox::start()?;
     let registry = Registry::load(&sandbox, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
     for (tenant, version) in registry.all() {
@@ -30,9 +40,14 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
         registry,
         sinks: sinks(&config).context("start the SMTP client")?,
         keep: config.keep,
+        metrics: Arc::new(Metrics::new().context("name the figures")?),
     };
     let service = Service::start(parts).await.context("start")?;
-    let _consuming = service.consume(&config);
+    let consuming = service.consume(&config);
+    if let Some(listener) = admin {
+        tracing::info!(address = %listener.local_addr()?, "health and metrics: /healthz /readyz /metrics");
+        service.serve_admin(listener, consuming);
+    }
     signals.next().await;
     tracing::info!(limit_s = config.drain.as_secs(), "stopping: a second signal leaves at once");
     tokio::select! {

@@ -2,6 +2,7 @@
 //! `default`, with the predecessor's grants.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +42,7 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         ),
         smtp: smtp.map(|account| (SMTP_ACCOUNT.to_owned(), account)).into_iter().collect(),
         tenants: vec![tenant],
+        admin: admin(&reader),
         drain: Duration::from_secs(reader.parsed("PN_DRAIN_SECONDS", "a number of seconds", 30)),
         keep: Duration::from_secs(60 * 60 * 24 * reader.parsed("PN_KEEP_DAYS", "a number of days", 30_u64).min(10_000)),
         notes: Vec::new(),
@@ -60,6 +62,15 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         notes.push(format!("{name} is set, but nothing reads it"));
     }
     reader.finish(Config { notes, ..config })
+}
+
+/// `PN_ADMIN`: an address, or `none`.
+fn admin(reader: &Reader<'_>) -> Option<SocketAddr> {
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 8787));
+    match reader.text("PN_ADMIN") {
+        Some(text) if text.eq_ignore_ascii_case("none") => None,
+        _ => Some(reader.parsed("PN_ADMIN", "an address such as 127.0.0.1:8787, or none", default)),
+    }
 }
 
 fn broker(reader: &Reader<'_>) -> Broker {

@@ -1,5 +1,6 @@
 //! What goes into the store and comes out of it. Plain data.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::effect::{Effect, EffectId, EventKey, Hash, Plan};
@@ -111,6 +112,21 @@ pub enum Outcome {
     Refused(String),
     /// It asked to be run again for three days.
     Dead(String),
+}
+
+impl Outcome {
+    /// The state of an invocation that ended so.
+    #[must_use]
+    pub const fn state(&self) -> &'static str {
+        match self {
+            Self::Done(_) => "done",
+            Self::Retry { .. } => "retry",
+            Self::Failed(_) => "failed",
+            Self::Faulted(_) => "faulted",
+            Self::Refused(_) => "refused",
+            Self::Dead(_) => "dead",
+        }
+    }
 }
 
 /// The outcome of an invocation that had asked to be run again.
@@ -269,6 +285,19 @@ impl Next {
             Self::Refused => "refused",
         }
     }
+}
+
+/// What the database counts.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// How many effects are in the states that may need a person, or on their way.
+    pub effects: BTreeMap<String, i64>,
+    /// The age of the oldest effect on its way.
+    pub oldest_pending_ms: i64,
+    /// Effects with an attempt whose end nobody knows.
+    pub in_doubt: i64,
+    /// Suspended destinations, with what they answered.
+    pub suspended: BTreeMap<String, String>,
 }
 
 /// One binding of a queue.

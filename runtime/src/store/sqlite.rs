@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqliteRow, SqliteSynchronous};
 use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::rows::*;
@@ -456,6 +456,31 @@ async fn record_suspension(connection: &mut SqliteConnection, finished: &Finishe
     Ok(())
 }
 
+/// Counts by partial indexes, so that it takes no longer as the tables grow.
+pub(super) async fn figures(reader: &SqlitePool, now_ms: i64) -> Result<Figures> {
+    let count = |query: &'static str| sqlx::query_scalar::<_, i64>(query).fetch_one(reader);
+    let effects = BTreeMap::from([
+        ("pending".into(), count("SELECT COUNT(*) FROM effect WHERE state = 'pending'").await?),
+        ("claimed".into(), count("SELECT COUNT(*) FROM effect WHERE state = 'claimed'").await?),
+        ("dead".into(), count("SELECT COUNT(*) FROM effect WHERE state = 'dead'").await?),
+        ("expired".into(), count("SELECT COUNT(*) FROM effect WHERE state = 'expired'").await?),
+    ]);
+    let oldest = "SELECT MIN(created_ms) FROM effect WHERE state IN ('pending', 'claimed')";
+    let oldest: Option<i64> = sqlx::query_scalar(oldest).fetch_one(reader).await?;
+    let rows = sqlx::query("SELECT destination, reason FROM suspension").fetch_all(reader).await?;
+    let mut suspended = BTreeMap::new();
+    for row in rows {
+        let reason: Vec<u8> = row.try_get("reason")?;
+        suspended.insert(row.try_get("destination")?, String::from_utf8_lossy(&reason).into_owned());
+    }
+    Ok(Figures {
+        effects,
+        oldest_pending_ms: oldest.map_or(0, |oldest| now_ms - oldest),
+        in_doubt: count("SELECT COUNT(*) FROM effect WHERE in_doubt > 0").await?,
+        suspended,
+    })
+}
+
 async fn renew(connection: &mut SqliteConnection, owner: &str, lease_ms: i64) -> Result<Written> {
     sqlx::query("UPDATE effect SET lease_ms = ? WHERE state = 'claimed' AND owner = ?")
         .bind(lease_ms)
@@ -511,14 +536,12 @@ fn event_state(fate: &Fate) -> (&'static str, Option<Vec<u8>>, Option<i64>) {
 }
 
 fn invocation_state(outcome: &Outcome) -> (&'static str, Option<Vec<u8>>, Option<i64>) {
-    match outcome {
-        Outcome::Done(_) => ("done", None, None),
-        Outcome::Retry { due_ms, reason } => ("retry", Some(reason.clone().into_bytes()), Some(*due_ms)),
-        Outcome::Failed(reason) => ("failed", Some(reason.clone().into_bytes()), None),
-        Outcome::Faulted(what) => ("faulted", Some(what.clone().into_bytes()), None),
-        Outcome::Refused(why) => ("refused", Some(why.clone().into_bytes()), None),
-        Outcome::Dead(reason) => ("dead", Some(reason.clone().into_bytes()), None),
-    }
+    let (reason, due_ms) = match outcome {
+        Outcome::Done(_) => (None, None),
+        Outcome::Retry { due_ms, reason } => (Some(reason), Some(*due_ms)),
+        Outcome::Failed(why) | Outcome::Faulted(why) | Outcome::Refused(why) | Outcome::Dead(why) => (Some(why), None),
+    };
+    (outcome.state(), reason.map(|reason| reason.clone().into_bytes()), due_ms)
 }
 
 fn claimed(row: &SqliteRow) -> Result<Claimed> {

@@ -3,6 +3,7 @@
 //! The client library's own recovery is off: each session has its own connection, declares and binds anew, and its
 //! deliveries can be acked on that connection only.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Received, Settler};
 use crate::config::Broker;
 use crate::intake::event::Delivery;
+use crate::metrics::Metrics;
 use crate::retry;
 use crate::store::{Binding, Store};
 use crate::tenant::{Queue, QueueKind};
@@ -34,6 +36,10 @@ pub struct AmqpSource {
     pub store: Store,
     /// Whether it is consuming.
     pub consuming: watch::Sender<bool>,
+    /// The tenant, for the figures.
+    pub tenant: String,
+    /// Notes how many messages wait.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Acks one delivery on the connection it came through.
@@ -111,10 +117,15 @@ impl AmqpSource {
         let mut consumer = self.consume(&channel).await?;
         tracing::info!(queue = %self.queue.name, "consuming");
         self.consuming.send_replace(true);
+        let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             let delivery = tokio::select! {
                 delivery = consumer.next() => delivery,
                 () = stop.cancelled() => break,
+                _ = look.tick() => {
+                    self.look(&channel).await?;
+                    continue;
+                }
                 () = tokio::time::sleep(REBIND_EVERY), if !missing.is_empty() => {
                     missing = self.bind_all(&connection, &missing).await?;
                     continue;
@@ -150,6 +161,19 @@ impl AmqpSource {
             vhost: broker.vhost.clone(),
             query: AMQPQueryString { heartbeat: Some(HEARTBEAT_S), ..AMQPQueryString::default() },
         }
+    }
+
+    /// Notes how many messages wait: a queue that backs up is deleted by whoever watches over the broker.
+    async fn look(&self, channel: &Channel) -> Result<(), SessionError> {
+        let queue = self.queue.name.as_str().into();
+        let passive = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+        let queue = within("look at the queue", channel.queue_declare(queue, passive, FieldTable::default())).await?;
+        let waiting = queue.message_count();
+        self.metrics.queue_depth(&self.tenant, waiting);
+        if waiting >= DEPTH_TO_WARN_AT {
+            tracing::warn!(queue = %self.queue.name, waiting, "messages pile up in the queue");
+        }
+        Ok(())
     }
 
     /// Uses the queue that is there as it is, or declares one. A channel does not survive being told there is none.
@@ -289,6 +313,8 @@ fn pause(failures: u32) -> Duration {
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const HEARTBEAT_S: u16 = 30;
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+const DEPTH_TO_WARN_AT: u32 = 1_000;
 const REBIND_EVERY: Duration = Duration::from_secs(30);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);

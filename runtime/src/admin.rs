@@ -1,0 +1,86 @@
+//! What the service says of itself over HTTP, on a loopback port: whether it lives, whether it is ready, its figures.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::store::{Health, Store};
+
+/// What the answers are made of.
+pub struct Admin {
+    /// The database.
+    pub store: Store,
+    /// Whether each tenant's queue is being consumed.
+    pub consuming: BTreeMap<String, watch::Receiver<bool>>,
+    /// The figures.
+    pub metrics: Arc<Metrics>,
+}
+
+/// `/readyz`: each thing the service depends on, with its state.
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    store: String,
+    queues: BTreeMap<String, &'static str>,
+    /// Destinations that wait for a person, with the reason. They do not make the service unready.
+    suspended: BTreeMap<String, String>,
+}
+
+impl Admin {
+    /// Serves until asked to stop.
+    ///
+    /// # Errors
+    /// When the listener fails.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
+        let router = Router::new()
+            .route("/healthz", get(async || "alive\n"))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .with_state(Arc::new(self));
+        axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+    }
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    let (store, store_ready) = match &*admin.store.health().borrow() {
+        Health::Ready => ("ready".to_owned(), true),
+        Health::Unavailable(why) => (format!("unavailable: {why}"), false),
+    };
+    let mut queues = BTreeMap::new();
+    let mut consuming = true;
+    for (tenant, is_consuming) in &admin.consuming {
+        let is_consuming = *is_consuming.borrow();
+        consuming &= is_consuming;
+        queues.insert(tenant.clone(), if is_consuming { "consuming" } else { "not consuming" });
+    }
+    let (suspended, readable) = match admin.store.figures().await {
+        Ok(figures) => (figures.suspended, true),
+        Err(_) => (BTreeMap::new(), false),
+    };
+    let ready = store_ready && consuming && readable;
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let text = serde_json::to_string_pretty(&Readiness { ready, store, queues, suspended }).unwrap_or_default();
+    (status, [(CONTENT_TYPE, "application/json")], text + "\n").into_response()
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    let figures = match admin.store.figures().await {
+        Ok(figures) => figures,
+        Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    };
+    match admin.metrics.render(&figures) {
+        Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
