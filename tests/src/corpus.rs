@@ -1,5 +1,6 @@
 //! Recorded Taskcluster messages and the task definitions they speak of. They are read where they lie, never copied.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -30,6 +31,16 @@ pub struct Message {
     pub redelivered: bool,
 }
 
+/// A message of a stream; the first of a task brings its definition.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Streamed {
+    /// The message.
+    #[serde(flatten)]
+    pub message: Message,
+    /// The task's definition.
+    pub task: Option<Value>,
+}
+
 /// The corpus at `PULSE_CORPUS`, or beside the workspace. Where it is absent, says so: the caller's test is skipped.
 pub fn corpus() -> Option<Corpus> {
     #[expect(clippy::disallowed_methods, reason = "it configures the tests, not the program")]
@@ -53,6 +64,15 @@ impl Corpus {
         let text = std::fs::read_to_string(self.directory.join("messages.ndjson"))?;
         let parse =
             |(index, line)| serde_json::from_str(line).with_context(|| format!("messages.ndjson:{}", index + 1));
+        text.lines().enumerate().map(parse).collect()
+    }
+
+    /// The messages of one whole push in the order of time.
+    pub fn stream(&self) -> Result<Vec<Streamed>> {
+        let packed = std::fs::File::open(self.directory.join("stream.ndjson.gz"))?;
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(packed).read_to_string(&mut text)?;
+        let parse = |(index, line)| serde_json::from_str(line).with_context(|| format!("stream.ndjson:{}", index + 1));
         text.lines().enumerate().map(parse).collect()
     }
 

@@ -17,7 +17,7 @@ pub mod world;
 use std::path::{Path, PathBuf};
 
 pub use broker::Broker;
-pub use corpus::{Corpus, Message, corpus};
+pub use corpus::{Corpus, Message, Streamed, corpus};
 pub use guests::{guest, plugins};
 pub use http::Response;
 pub use service::Service;

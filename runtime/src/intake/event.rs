@@ -59,11 +59,12 @@ pub enum Malformed {
     #[error("expected a task id at status.taskId, found none")]
     NoTaskId,
     /// A `status.taskId` that cannot be one.
-    #[error("expected 22 characters of A-Z a-z 0-9 - _ at status.taskId, found {0:?}")]
+    #[error("expected 1 to 38 characters of A-Z a-z 0-9 - _ at status.taskId, found {0:?}")]
     BadTaskId(String),
 }
 
-/// A task's or a task group's id: 22 characters of `A-Z a-z 0-9 - _`, and therefore safe in a URL, a header and a log.
+/// A task's or a task group's id: Taskcluster makes 22 characters of `A-Z a-z 0-9 - _`; up to 38, as its other names have,
+/// are taken. It is therefore safe in a URL, a header and a log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(String);
 
@@ -71,7 +72,8 @@ impl TaskId {
     /// The id, when the text is one.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
-        let fits = text.len() == 22 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        let fits =
+            (1..=38).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         fits.then(|| Self(text.to_owned()))
     }
 
