@@ -192,9 +192,8 @@ async fn free_slots(slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
 
 /// What a receipt leads to.
 fn next(receipt: &Receipt, claimed: &Claimed) -> Next {
-    let age = Duration::from_millis(u64::try_from(now_ms() - claimed.created_ms).unwrap_or(0));
-    let later = |in_doubt: bool| match retry::delay(claimed.failures + 1, age) {
-        Some(wait) => Next::Pending { due_ms: in_ms(wait), in_doubt },
+    let later = |in_doubt: bool| match retry::next_try_ms(claimed.failures + 1, claimed.created_ms, now_ms()) {
+        Some(due_ms) => Next::Pending { due_ms, in_doubt },
         None => Next::Expired,
     };
     match receipt {
@@ -202,13 +201,9 @@ fn next(receipt: &Receipt, claimed: &Claimed) -> Next {
         Receipt::Transient(_) => later(false),
         Receipt::InDoubt(_) => later(true),
         Receipt::Permanent(_) => Next::Dead,
-        Receipt::Suspended(_) => Next::Suspended { probe_ms: in_ms(PROBE_EVERY) },
+        Receipt::Suspended(_) => Next::Suspended { probe_ms: retry::after_ms(PROBE_EVERY, now_ms()) },
         Receipt::Refused(_) => Next::Refused,
     }
-}
-
-fn in_ms(wait: Duration) -> i64 {
-    now_ms().saturating_add(i64::try_from(retry::jittered(wait).as_millis()).unwrap_or(i64::MAX))
 }
 
 fn say(claimed: &Claimed, receipt: &Receipt, next: &Next) {

@@ -1,9 +1,10 @@
 //! The first half of the path: a delivery becomes committed effects, and only then is it acked.
 //!
 //! Everything on the way is concurrent and bounded by the number of deliveries in hand. What each kind of failure leads
-//! to is decided in one place, [`Intake::without_task`] for the task and [`outcome`] for a plugin.
+//! to is decided in one place: `Intake::without_task` for the task, [`invocation`] for a plugin.
 
 pub mod event;
+pub mod invocation;
 pub mod notification;
 pub mod source;
 pub mod task;
@@ -19,19 +20,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::effect::{Hash, Origin};
 use crate::metrics::{DeliveryOutcome, Metrics};
 use crate::registry::Registry;
 use crate::retry;
-use crate::sandbox::{self, Ending, Report, Sandbox, types};
+use crate::sandbox::Sandbox;
 use crate::store::{
     Basis, DeadDelivery, DueRetry, Fate, Invocation, Outcome, Retried, Settled, Store, StoreError, Verdict, now_ms,
 };
 use crate::tenant::Tenant;
 use event::{Delivery, Event};
+use invocation::Turn;
 use notification::Notification;
 use source::Received;
-use task::{Definition, TaskError, TaskReads, Tasks};
+use task::{Definition, TaskError, Tasks};
 
 /// What the first half works with.
 pub struct Intake {
@@ -158,8 +159,8 @@ impl Intake {
             tracing::warn!(task_id = %event.task_id, %reason, "event is dead");
             Fate::Dead { reason }
         };
-        let deferred = |reason: String| match retry::delay(tries, age(received_ms)) {
-            Some(wait) => Fate::Deferred { due_ms: due_ms(wait), reason },
+        let deferred = |reason: String| match retry::next_try_ms(tries, received_ms, now_ms()) {
+            Some(due_ms) => Fate::Deferred { due_ms, reason },
             None => dead(format!("given up after three days: {reason}")),
         };
         match error {
@@ -176,105 +177,44 @@ impl Intake {
     /// Runs every plugin that is to say something; one that faults harms no other.
     async fn plan(&self, event: &Event, task: &Definition, received_ms: i64) -> Vec<Invocation> {
         let Some(tenant) = self.tenants.get(&event.tenant) else { return Vec::new() };
+        let turn = Turn { generation: 0, tries: 1, received_ms };
         let notifications = self.notifications(tenant, event, task);
-        let invoked = notifications.iter().map(|notification| self.invoke(tenant, event, task, notification, 0));
-        let reports = join_all(invoked).await;
-        let invocation =
-            |(notification, (digest, outcome, report)): (&Notification, (Hash, Option<Outcome>, Report))| {
-                invocation(notification, 0, digest, outcome, report, 1, received_ms)
-            };
-        let invocations: Vec<_> = notifications.iter().zip(reports).map(invocation).collect();
-        invocations.iter().for_each(|invocation| self.count(invocation));
-        invocations
-    }
-
-    fn count(&self, invocation: &Invocation) {
-        let cpu = Duration::from_micros(invocation.cpu_us);
-        self.metrics.invocation(&invocation.plugin, invocation.outcome.state(), cpu);
+        join_all(notifications.iter().map(|notification| self.invoke(tenant, event, task, notification, turn))).await
     }
 
     fn notifications(&self, tenant: &Tenant, event: &Event, task: &Definition) -> Vec<Notification> {
         let task_url = self.tasks.task_url(&event.task_id);
-        let plugins = tenant.plugin_names();
-        let wishes = notification::wishes(event, &task.value, &tenant.identities, &plugins, &task_url);
+        let wishes = notification::wishes(event, &task.value, &tenant.identities, &tenant.plugins, &task_url);
         for warning in wishes.warnings {
             tracing::warn!(task_id = %event.task_id, status = %event.status.escape_debug(), "{}", warning.escape_debug());
         }
         wishes.notifications
     }
 
-    /// Runs one plugin on one notification, or says why it was not run.
+    /// Runs one plugin on one notification, or records why it was not run.
     async fn invoke(
         &self,
         tenant: &Tenant,
         event: &Event,
         task: &Definition,
         notification: &Notification,
-        generation: u32,
-    ) -> (Hash, Option<Outcome>, Report) {
-        let (terms, version) =
-            (tenant.plugins.get(&notification.plugin), self.registry.live(&tenant.name, &notification.plugin));
-        let (Some(terms), Some(version)) = (terms, version) else {
-            let refused = Outcome::Refused("no version of the plugin is live".into());
-            return (Hash::of_bytes(b""), Some(refused), Report::nothing());
+        turn: Turn,
+    ) -> Invocation {
+        let (identity, plugin) = (&notification.identity, &notification.plugin);
+        let invocation = match (tenant.plugins.get(plugin), self.registry.live(&tenant.name, plugin)) {
+            (Some(terms), Some(version)) => {
+                let request = invocation::request(&self.tasks, terms, event, task, notification, turn.generation);
+                let span = tracing::info_span!("invocation", task_id = %event.task_id, tenant = tenant.name, plugin);
+                let report = self.sandbox.invoke(&version, request).instrument(span.clone()).await;
+                span.in_scope(|| invocation::made(notification, turn, version.digest, report))
+            }
+            (None, _) | (_, None) => {
+                let refused = Outcome::Refused("no version of the plugin is live".into());
+                invocation::not_made(identity, plugin, turn, refused)
+            }
         };
-        let time = event_time(event, task);
-        let report = self
-            .sandbox
-            .invoke(
-                &version,
-                sandbox::Invocation {
-                    origin: Origin {
-                        event: event.key,
-                        generation,
-                        identity: notification.identity.clone(),
-                        plugin: notification.plugin.clone(),
-                    },
-                    event: self.told(event, task, notification, time),
-                    time,
-                    grant: Arc::clone(&terms.grant),
-                    settings: Arc::clone(&terms.settings),
-                    limits: terms.limits,
-                    reads: TaskReads::new(Arc::clone(&self.tasks), event.task_id.clone()),
-                },
-            )
-            .await;
-        (version.digest, None, report)
-    }
-
-    /// What the guest is told.
-    fn told(&self, event: &Event, task: &Definition, notification: &Notification, time: Timestamp) -> types::Event {
-        let group = event.task_group_id.clone();
-        let group = group.or_else(|| event::text(&task.value, "/taskGroupId").and_then(event::TaskId::new));
-        let group = group.unwrap_or_else(|| event.task_id.clone());
-        let notification = notification.clone();
-        types::Event {
-            id: event.key.to_string(),
-            tenant: event.tenant.clone(),
-            status: event.status.clone(),
-            exchange: event.delivery.exchange.clone(),
-            routing_key: event.delivery.routing_key.clone(),
-            cc_routes: event.delivery.cc_routes.clone(),
-            redelivered: event.delivery.redelivered,
-            time: time.to_string(),
-            task_id: event.task_id.to_string(),
-            run_id: event.run_id,
-            task_url: self.tasks.task_url(&event.task_id),
-            task_group_url: self.tasks.task_group_url(&group),
-            task_group_id: group.to_string(),
-            body: String::from_utf8_lossy(&event.delivery.body).into_owned(),
-            task: task.json.clone(),
-            logs: Vec::new(),
-            notification: types::Notification {
-                identity: notification.identity,
-                subject: notification.subject,
-                message: notification.message,
-                emails: notification.emails,
-                nicks: notification.nicks,
-                channels: notification.channels,
-                section: notification.section,
-            },
-        }
+        self.metrics.invocation(plugin, invocation.outcome.state(), Duration::from_micros(invocation.cpu_us));
+        invocation
     }
 
     /// Handles again what was put off, until asked to stop.
@@ -312,10 +252,11 @@ impl Intake {
 
     /// Runs again the one invocation that had asked for it, on the version that is live now.
     async fn retry(&self, due: DueRetry) -> Retried {
-        let tries = due.tries + 1;
-        let (digest, outcome, report, notification) = self.invoke_again(&due).await;
-        let invocation = invocation(&notification, due.generation, digest, outcome, report, tries, due.received_ms);
-        self.count(&invocation);
+        let turn = Turn { generation: due.generation, tries: due.tries + 1, received_ms: due.received_ms };
+        let invocation = match self.invoke_again(&due, turn).await {
+            Ok(invocation) => invocation,
+            Err(outcome) => invocation::not_made(&due.identity, &due.plugin, turn, outcome),
+        };
         Retried {
             invocation_id: due.invocation_id,
             tries: due.tries,
@@ -325,85 +266,22 @@ impl Intake {
         }
     }
 
-    async fn invoke_again(&self, due: &DueRetry) -> (Hash, Option<Outcome>, Report, Notification) {
-        let gone = |outcome: Outcome| {
-            let (identity, plugin) = (due.identity.clone(), due.plugin.clone());
-            (
-                Hash::of_bytes(b""),
-                Some(outcome),
-                Report::nothing(),
-                Notification { identity, plugin, ..Notification::default() },
-            )
-        };
-        let Some(tenant) = self.tenants.get(&due.tenant) else {
-            return gone(Outcome::Refused("the tenant was removed".into()));
-        };
-        let Ok(event) = Event::read(&due.tenant, Arc::clone(&due.delivery)) else {
-            return gone(Outcome::Dead("its delivery is no event any more".into()));
-        };
-        let task = match self.tasks.definition(&event.task_id).await {
-            Ok(task) => task,
-            Err(error @ (TaskError::Unavailable(_) | TaskError::Denied(_))) => {
-                return gone(retried(error.to_string(), due.tries + 1, due.received_ms));
+    /// The invocation, or what becomes of it when there is nothing any more to run it on.
+    async fn invoke_again(&self, due: &DueRetry, turn: Turn) -> Result<Invocation, Outcome> {
+        let removed = |what: &str| Outcome::Refused(format!("the {what} was removed"));
+        let tenant = self.tenants.get(&due.tenant).ok_or_else(|| removed("tenant"))?;
+        let event =
+            Event::read(&due.tenant, Arc::clone(&due.delivery)).map_err(|error| Outcome::Dead(error.to_string()))?;
+        let task = self.tasks.definition(&event.task_id).await.map_err(|error| match error {
+            TaskError::Unavailable(_) | TaskError::Denied(_) => invocation::again(error.to_string(), turn),
+            TaskError::NotFound | TaskError::Gone | TaskError::TooLarge(_) | TaskError::Unusable(_) => {
+                Outcome::Dead(error.to_string())
             }
-            Err(error) => return gone(Outcome::Dead(error.to_string())),
-        };
-        let wished = self.notifications(tenant, &event, &task).into_iter();
-        let mut same = wished.filter(|wished| wished.identity == due.identity && wished.plugin == due.plugin);
-        let Some(notification) = same.next() else {
-            return gone(Outcome::Refused("its identity or plugin was removed".into()));
-        };
-        let (digest, outcome, report) = self.invoke(tenant, &event, &task, &notification, due.generation).await;
-        (digest, outcome, report, notification)
-    }
-}
-
-fn invocation(
-    notification: &Notification,
-    generation: u32,
-    digest: Hash,
-    refused: Option<Outcome>,
-    report: Report,
-    tries: u32,
-    received_ms: i64,
-) -> Invocation {
-    Invocation {
-        generation,
-        identity: notification.identity.clone(),
-        plugin: notification.plugin.clone(),
-        digest,
-        cpu_us: u64::try_from(report.cpu.as_micros()).unwrap_or(u64::MAX),
-        memory_max: report.memory_max,
-        refusals: report.refusals,
-        log: report.log,
-        outcome: refused.unwrap_or_else(|| outcome(report.ending, notification, tries, received_ms)),
-    }
-}
-
-/// What the end of a call leads to.
-fn outcome(ending: Ending, notification: &Notification, tries: u32, received_ms: i64) -> Outcome {
-    let plugin = &notification.plugin;
-    match ending {
-        Ending::Planned(plan) => Outcome::Done(plan),
-        Ending::Retry(reason) => {
-            tracing::info!(plugin, reason = %reason.escape_debug(), "plugin wants to be run again");
-            retried(reason, tries, received_ms)
-        }
-        Ending::Failed(reason) => {
-            tracing::warn!(plugin, reason = %reason.escape_debug(), "plugin failed");
-            Outcome::Failed(reason)
-        }
-        Ending::Faulted(fault) => {
-            tracing::warn!(plugin, fault = %fault.to_string().escape_debug(), "plugin faulted");
-            Outcome::Faulted(fault.to_string())
-        }
-    }
-}
-
-fn retried(reason: String, tries: u32, received_ms: i64) -> Outcome {
-    match retry::delay(tries, age(received_ms)) {
-        Some(wait) => Outcome::Retry { due_ms: due_ms(wait), reason },
-        None => Outcome::Dead(format!("given up after three days: {reason}")),
+        })?;
+        let mut wished = self.notifications(tenant, &event, &task).into_iter();
+        let same = wished.find(|wished| wished.identity == due.identity && wished.plugin == due.plugin);
+        let notification = same.ok_or_else(|| removed("identity or plugin"))?;
+        Ok(self.invoke(tenant, &event, &task, &notification, turn).await)
     }
 }
 
@@ -413,26 +291,12 @@ fn warn_unless_kept(settled: Result<impl Sized, StoreError>) {
     }
 }
 
-fn due_ms(wait: Duration) -> i64 {
-    now_ms().saturating_add(i64::try_from(retry::jittered(wait).as_millis()).unwrap_or(i64::MAX))
-}
-
-fn age(received_ms: i64) -> Duration {
-    Duration::from_millis(u64::try_from(now_ms() - received_ms).unwrap_or(0))
-}
-
 /// Whether the event is so new that Taskcluster may not know its task everywhere yet.
 fn is_fresh(event: &Event, received_ms: i64) -> bool {
     let happened_ms = event.time.map_or(received_ms, Timestamp::as_millisecond);
-    age(happened_ms) < FRESH
+    now_ms() - happened_ms < FRESH_MS
 }
 
-/// When it happened: by the message, else when the task was created.
-fn event_time(event: &Event, task: &Definition) -> Timestamp {
-    let created = || event::text(&task.value, "/created").and_then(|created| created.parse().ok());
-    event.time.or_else(created).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-const FRESH: Duration = Duration::from_secs(60);
+const FRESH_MS: i64 = 60_000;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_MAX: u32 = 64;

@@ -4,21 +4,32 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-/// How long to wait before the next try, after `tries` tries of something first wanted `age` ago.
-/// `None` once it has been wanted for three days.
+/// When to try again, in milliseconds since 1970, after `tries` tries of something first wanted at `since_ms`: give or
+/// take a fifth, so that what failed together does not come back together. `None` once it has been wanted for three days.
 #[must_use]
-pub fn delay(tries: u32, age: Duration) -> Option<Duration> {
+pub fn next_try_ms(tries: u32, since_ms: i64, now_ms: i64) -> Option<i64> {
+    let age = Duration::from_millis(u64::try_from(now_ms - since_ms).unwrap_or(0));
+    delay(tries, age).map(|wait| after_ms(wait, now_ms))
+}
+
+/// The time a wait ends, the wait jittered.
+#[must_use]
+pub fn after_ms(wait: Duration, now_ms: i64) -> i64 {
+    now_ms.saturating_add(i64::try_from(jittered(wait).as_millis()).unwrap_or(i64::MAX))
+}
+
+/// A wait, give or take a fifth.
+#[must_use]
+pub fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::rng().random_range(0.8..1.2))
+}
+
+fn delay(tries: u32, age: Duration) -> Option<Duration> {
     if age >= GIVE_UP_AFTER {
         return None;
     }
     let step = tries.saturating_sub(1) as usize;
     Some(STEPS.get(step).copied().unwrap_or(LONGEST))
-}
-
-/// The same wait, give or take a fifth, so that what failed together does not come back together.
-#[must_use]
-pub fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(rand::rng().random_range(0.8..1.2))
 }
 
 const STEPS: [Duration; 5] = [

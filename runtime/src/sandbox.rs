@@ -140,16 +140,10 @@ impl Drop for Sandbox {
 }
 
 impl Report {
-    /// The report of a call that was not made.
-    #[must_use]
-    pub fn nothing() -> Self {
-        let ending = Ending::Planned(Plan::default());
-        Self { ending, refusals: Vec::new(), log: Vec::new(), cpu: Duration::ZERO, memory_max: 0 }
-    }
-
     /// The report of a call that the host could not make.
     fn broken(why: String) -> Self {
-        Self { ending: Ending::Faulted(Fault::Host(why)), ..Self::nothing() }
+        let ending = Ending::Faulted(Fault::Host(why));
+        Self { ending, refusals: Vec::new(), log: Vec::new(), cpu: Duration::ZERO, memory_max: 0 }
     }
 }
 

@@ -1,6 +1,6 @@
 //! On whose behalf things happen: a tenant's queue, identities and plugins, as the operator set them. Plain data.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::grant::Grant;
@@ -19,14 +19,6 @@ pub struct Tenant {
     pub identities: Identities,
     /// Its plugins, by name.
     pub plugins: BTreeMap<String, PluginTerms>,
-}
-
-impl Tenant {
-    /// The names its tasks may name in `plugins`.
-    #[must_use]
-    pub fn plugin_names(&self) -> BTreeSet<String> {
-        self.plugins.keys().cloned().collect()
-    }
 }
 
 /// On what terms a plugin runs for a tenant.

@@ -3,12 +3,13 @@
 //! The rules are the predecessor's, made to hold for every input: nothing a task writes here is an error, it only leads
 //! to fewer notifications and to warnings that say why.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
 use super::event::{Event, kind, text};
+use crate::tenant::PluginTerms;
 
 /// Identities by name: what lies over a section that names one in `ids`.
 pub type Identities = BTreeMap<String, Map<String, Value>>;
@@ -52,7 +53,7 @@ pub fn wishes(
     event: &Event,
     task: &Value,
     identities: &Identities,
-    plugins: &BTreeSet<String>,
+    plugins: &BTreeMap<String, PluginTerms>,
     task_url: &str,
 ) -> Wishes {
     let mut reader = Reader { event, task, task_url, plugins, wishes: Wishes::default() };
@@ -70,7 +71,7 @@ struct Reader<'a> {
     event: &'a Event,
     task: &'a Value,
     task_url: &'a str,
-    plugins: &'a BTreeSet<String>,
+    plugins: &'a BTreeMap<String, PluginTerms>,
     wishes: Wishes,
 }
 
@@ -154,7 +155,8 @@ impl<'a> Reader<'a> {
             }
             _ => self.texts(section, "plugins").into_iter().map(|name| (name, None)).collect(),
         };
-        let (known, unknown): (Vec<_>, Vec<_>) = named.into_iter().partition(|(name, _)| self.plugins.contains(name));
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            named.into_iter().partition(|(name, _)| self.plugins.contains_key(name));
         for (name, _) in unknown {
             self.warn(format!("plugins: unknown plugin {}", quoted(&name)));
         }
@@ -255,7 +257,7 @@ mod tests {
     fn wishes_of(extra: &Value, identities: &Value) -> Wishes {
         let task = json!({"metadata": {"name": "build"}, "extra": extra});
         let identities = serde_json::from_value(identities.clone()).unwrap();
-        let plugins = BTreeSet::from(["smtp".to_owned(), "irc".to_owned(), "ses".to_owned()]);
+        let plugins = ["smtp", "irc", "ses"].map(|name| (name.to_owned(), PluginTerms::default())).into();
         wishes(&event("task-failed"), &task, &identities, &plugins, "https://tc/tasks/A35mWTRuQmyj88yMnIF0fA")
     }
 
