@@ -9,7 +9,7 @@ TEST_GUESTS := $(notdir $(patsubst %/,%,$(dir $(wildcard tests/guests/*/Cargo.to
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PYTHON := .venv/bin/python
 
-.PHONY: help run test check guests test-guests wasm-target test-tools fmt clean
+.PHONY: help run test bench check guests test-guests wasm-target test-tools fmt clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -22,6 +22,10 @@ test: test-tools guests test-guests ## Install what the tests need and run them 
 	cargo build --workspace $(addprefix --exclude ,$(GUESTS) $(TEST_GUESTS))
 	cargo test
 	cargo clippy --all-targets -- --deny warnings
+
+bench: test-tools guests ## Measure, each figure as a ratio within one run
+	cargo build --release --package pulse-notifier
+	cargo bench --package end-to-end
 
 check: wasm-target ## Only what a compiler can say: formatting and lints
 	cargo fmt --all --check

@@ -12,7 +12,7 @@ mod wasi;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
@@ -128,6 +128,56 @@ impl Sandbox {
             call(&engine, &pre, invocation).await
         });
         call.await.unwrap_or_else(|error| Report::broken(error.to_string()))
+    }
+}
+
+/// What `make bench` compares.
+impl Sandbox {
+    /// How long each of so many calls takes on one guest thread, each in an instance of its own.
+    pub async fn time_fresh(&self, version: &Version, calls: usize, invocation: fn() -> Invocation) -> Vec<Duration> {
+        let (engine, pre) = (self.engine.clone(), version.pre.clone());
+        self.timed(async move {
+            let mut times = Vec::with_capacity(calls);
+            for _ in 0..calls {
+                let invocation = invocation();
+                let started = Instant::now();
+                drop(call(&engine, &pre, invocation).await);
+                times.push(started.elapsed());
+            }
+            times
+        })
+        .await
+    }
+
+    /// How long each of so many calls takes in one instance that is used again and again, as no service ever does.
+    pub async fn time_reused(&self, version: &Version, calls: usize, invocation: fn() -> Invocation) -> Vec<Duration> {
+        let (engine, pre) = (self.engine.clone(), version.pre.clone());
+        self.timed(async move {
+            let record = Arc::new(Record::new(Limits { host_calls_max: u32::MAX, ..Limits::default() }));
+            let (event, guest) = Guest::new(invocation(), Arc::clone(&record));
+            let mut store = Store::new(&engine, guest);
+            store.set_epoch_deadline(1);
+            store.epoch_deadline_async_yield_and_update(1);
+            let Ok(plugin) = pre.instantiate_async(&mut store).await else { return Vec::new() };
+            let mut times = Vec::with_capacity(calls);
+            for _ in 0..calls {
+                let started = Instant::now();
+                if plugin.call_notify(&mut store, &event).await.is_err() {
+                    return Vec::new();
+                }
+                times.push(started.elapsed());
+                record.take();
+            }
+            times
+        })
+        .await
+    }
+
+    async fn timed(&self, calls: impl Future<Output = Vec<Duration>> + Send + 'static) -> Vec<Duration> {
+        match &self.threads {
+            Some(threads) => threads.spawn(calls).await.unwrap_or_default(),
+            None => Vec::new(),
+        }
     }
 }
 

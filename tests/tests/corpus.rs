@@ -1,4 +1,5 @@
 //! Everything that was recorded of real traffic goes through, and as many effects come out as a count of our own says.
+#![expect(clippy::indexing_slicing, reason = "JSON values answer null for what they lack")]
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -37,15 +37,24 @@ pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
 /// Applies a group of writes, in an order that lets claims see what the group brings.
 pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write]) -> Result<Vec<Written>> {
     let mut written: Vec<Option<Written>> = writes.iter().map(|_| None).collect();
-    let deliveries = writes.iter().enumerate().filter_map(|(place, write)| match write {
-        Write::Settle(settled) if settled.basis == Basis::Delivery => Some((place, settled)),
-        _ => None,
-    });
-    for (place, verdict) in settle_deliveries(connection, deliveries.collect()).await? {
+    let mut deliveries = Vec::new();
+    let mut finished = Vec::new();
+    for ((place, write), slot) in writes.iter().enumerate().zip(&mut written) {
+        match write {
+            Write::Settle(settled) if settled.basis == Basis::Delivery => deliveries.push((place, settled)),
+            Write::Finish(ended) => {
+                finished.push(ended);
+                *slot = Some(Written::Nothing);
+            }
+            _ => {}
+        }
+    }
+    for (place, verdict) in settle_deliveries(connection, deliveries).await? {
         if let Some(slot) = written.get_mut(place) {
             *slot = Some(Written::Verdict(verdict));
         }
     }
+    finish_all(connection, &finished).await?;
     let is_claim = |write: &Write| matches!(write, Write::Claim(_));
     let (claims, others): (Vec<_>, Vec<_>) =
         writes.iter().zip(&mut written).filter(|(_, slot)| slot.is_none()).partition(|(write, _)| is_claim(write));
@@ -63,7 +72,10 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
         Write::DueEvents { now_ms, limit } => Written::Events(due_events(connection, *now_ms, *limit).await?),
         Write::DueRetries { now_ms, limit } => Written::Retries(due_retries(connection, *now_ms, *limit).await?),
         Write::Claim(claim) => Written::Claimed(self::claim(connection, claim).await?),
-        Write::Finish(finished) => finish(connection, finished).await?,
+        Write::Finish(finished) => {
+            finish_all(connection, &[finished]).await?;
+            Written::Nothing
+        }
         Write::Renew { owner, lease_ms } => renew(connection, owner, *lease_ms).await?,
         Write::ProbeNow => {
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
@@ -349,13 +361,15 @@ async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<C
     let rows = sqlx::query(
         "UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', owner = ?1, lease_ms = ?2, \
          attempt = attempt + 1 \
-         WHERE id IN (SELECT id FROM (\
-           SELECT id, after, due_ms FROM effect WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 \
+         WHERE id IN (\
+           SELECT id FROM (SELECT id FROM effect e \
+             WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4 ORDER BY lease_ms LIMIT ?5) \
            UNION ALL \
-           SELECT id, after, due_ms FROM effect WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4) e \
-         WHERE e.after IS NULL OR NOT EXISTS (SELECT 1 FROM effect before \
-           WHERE before.id = e.after AND before.state IN ('pending', 'claimed')) \
-         ORDER BY due_ms LIMIT ?5) \
+           SELECT id FROM (SELECT id FROM effect e \
+             WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
+               SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
+             ORDER BY due_ms LIMIT ?5) \
+           LIMIT ?5) \
          RETURNING id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, payload",
     )
     .bind(&claim.owner)
@@ -400,40 +414,64 @@ async fn record_attempts(connection: &mut SqliteConnection, claim: &Claim, claim
     Ok(())
 }
 
-async fn finish(connection: &mut SqliteConnection, finished: &Finished) -> Result<Written> {
-    let (id, answer) = (finished.id.as_bytes().to_vec(), finished.answer.as_bytes());
-    sqlx::query(
-        "UPDATE attempt SET ended_ms = ?, outcome = ?, answer = ? WHERE effect_id = ? AND number = ? AND owner = ?",
-    )
-    .bind(finished.ended_ms)
-    .bind(finished.outcome)
-    .bind(answer)
-    .bind(&id)
-    .bind(finished.attempt)
-    .bind(&finished.owner)
-    .execute(&mut *connection)
-    .await?;
-    let (due_ms, counts, in_doubt) = match finished.next {
-        Next::Pending { due_ms, in_doubt } => (due_ms, true, in_doubt),
-        Next::Suspended { .. } => (finished.ended_ms, false, false),
-        Next::Delivered | Next::Dead | Next::Expired | Next::Refused => (finished.ended_ms, false, false),
-    };
-    sqlx::query(
-        "UPDATE effect SET state = ?, reason = ?, due_ms = ?, owner = NULL, lease_ms = NULL, failures = failures + ?, \
-         in_doubt = in_doubt + ? WHERE id = ? AND state = 'claimed' AND attempt = ? AND owner = ?",
-    )
-    .bind(finished.next.state())
-    .bind(answer)
-    .bind(due_ms)
-    .bind(u32::from(counts))
-    .bind(u32::from(in_doubt))
-    .bind(&id)
-    .bind(finished.attempt)
-    .bind(&finished.owner)
-    .execute(&mut *connection)
-    .await?;
-    record_suspension(connection, finished).await?;
-    Ok(Written::Nothing)
+/// Records how attempts ended, many at once.
+async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
+    for chunk in finished.chunks(ROWS_PER_STATEMENT) {
+        end_attempts(connection, chunk).await?;
+        move_effects(connection, chunk).await?;
+    }
+    // The last word on a destination counts.
+    let last: BTreeMap<_, _> = finished.iter().map(|finished| (finished.destination.as_str(), *finished)).collect();
+    for finished in last.into_values() {
+        record_suspension(connection, finished).await?;
+    }
+    Ok(())
+}
+
+async fn end_attempts(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
+    let mut update = QueryBuilder::<Sqlite>::new("WITH ended (id, number, owner, ended_ms, outcome, answer) AS (");
+    update.push_values(finished, |mut row, finished| {
+        row.push_bind(finished.id.as_bytes().to_vec())
+            .push_bind(finished.attempt)
+            .push_bind(finished.owner.clone())
+            .push_bind(finished.ended_ms)
+            .push_bind(finished.outcome)
+            .push_bind(finished.answer.clone().into_bytes());
+    });
+    update.push(
+        ") UPDATE attempt SET ended_ms = ended.ended_ms, outcome = ended.outcome, answer = ended.answer FROM ended \
+         WHERE attempt.effect_id = ended.id AND attempt.number = ended.number AND attempt.owner = ended.owner",
+    );
+    update.build().execute(connection).await.map(drop)
+}
+
+/// Only the attempt that holds the claim moves its effect on.
+async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
+    let mut update =
+        QueryBuilder::<Sqlite>::new("WITH ended (id, number, owner, state, answer, due_ms, failures, in_doubt) AS (");
+    update.push_values(finished, |mut row, finished| {
+        let (due_ms, failures, in_doubt) = match finished.next {
+            Next::Pending { due_ms, in_doubt } => (due_ms, 1_u32, in_doubt),
+            Next::Suspended { .. } | Next::Delivered | Next::Dead | Next::Expired | Next::Refused => {
+                (finished.ended_ms, 0, false)
+            }
+        };
+        row.push_bind(finished.id.as_bytes().to_vec())
+            .push_bind(finished.attempt)
+            .push_bind(finished.owner.clone())
+            .push_bind(finished.next.state())
+            .push_bind(finished.answer.clone().into_bytes())
+            .push_bind(due_ms)
+            .push_bind(failures)
+            .push_bind(u32::from(in_doubt));
+    });
+    update.push(
+        ") UPDATE effect SET state = ended.state, reason = ended.answer, due_ms = ended.due_ms, owner = NULL, \
+         lease_ms = NULL, failures = effect.failures + ended.failures, in_doubt = effect.in_doubt + ended.in_doubt \
+         FROM ended WHERE effect.id = ended.id AND effect.state = 'claimed' AND effect.attempt = ended.number \
+         AND effect.owner = ended.owner",
+    );
+    update.build().execute(connection).await.map(drop)
 }
 
 /// A destination that answered as it should is suspended no longer.
@@ -452,8 +490,7 @@ async fn record_suspension(connection: &mut SqliteConnection, finished: &Finishe
         }
         Next::Pending { .. } | Next::Expired | Next::Refused => return Ok(()),
     };
-    query.execute(connection).await?;
-    Ok(())
+    query.execute(connection).await.map(drop)
 }
 
 /// Counts by partial indexes, so that it takes no longer as the tables grow.
