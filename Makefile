@@ -43,12 +43,13 @@ test-guests: wasm-target
 wasm-target:
 	@rustup target list --installed | grep -qx $(WASM_TARGET) || rustup target add $(WASM_TARGET)
 
-# The real servers that tests start for themselves: RabbitMQ from Debian, an SMTP server from PyPI.
+# The real servers that tests start for themselves, and promtool: from Debian; an SMTP server: from PyPI.
+DEBIAN_PACKAGES := rabbitmq-server prometheus
 test-tools:
-	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || { \
+	@dpkg --status $(DEBIAN_PACKAGES) > /dev/null 2>&1 || { \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$sudo apt-get update; \
-	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install --yes --no-install-recommends rabbitmq-server; }
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(DEBIAN_PACKAGES); }
 	@cmp -s tests/requirements.txt .venv/installed.txt || { \
 	  python3 -m venv --clear .venv && $(PYTHON) -m pip install --quiet --requirement tests/requirements.txt && \
 	  cp tests/requirements.txt .venv/installed.txt; }
