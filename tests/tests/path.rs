@@ -346,3 +346,24 @@ async fn tasks_may_carry_any_section_and_any_text() -> Result<()> {
     })
     .await
 }
+
+#[tokio::test]
+async fn an_exchange_that_is_not_there_yet_keeps_no_other_from_being_bound_and_is_bound_once_it_is() -> Result<()> {
+    let world = world().await?;
+    let other = "exchange/other-queue/v1/task-failed";
+    let mut service = world.service(&["smtp"])?.env("PULSE_EXCHANGES", format!("{other}:task-failed"));
+    service.start()?;
+    service.wait_for_output("cannot bind", SOON).await?;
+    service.wait_for_output("consuming", SOON).await?;
+    let (_, message) = world.failed_task(&mail_to("a@example.com"));
+    world.publish(&message).await?;
+    world.smtp.wait_for_mails(1, SOON).await?;
+    world.vhost.declare_exchanges(&[other]).await?;
+    let (_, mut message) = world.failed_task(&mail_to("b@example.com"));
+    message.exchange = other.into();
+    wait::until("what is published there arrives", SOON, async || {
+        world.publish(&message).await?;
+        Ok(world.smtp.mails()?.len() == 2)
+    })
+    .await
+}

@@ -54,6 +54,15 @@ impl Acker {
     }
 }
 
+/// One connection, and the consumer on it.
+struct Session {
+    connection: Connection,
+    channel: Channel,
+    consumer: Consumer,
+    /// Bindings that could not be made yet.
+    missing: Vec<Binding>,
+}
+
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
     #[error("{what}: {source}")]
@@ -71,28 +80,31 @@ impl AmqpSource {
     pub async fn run(self, out: mpsc::Sender<Received>, stop: CancellationToken, close: CancellationToken) {
         let mut failures = 0;
         let mut had_queue = false;
-        while !stop.is_cancelled() {
+        loop {
             let started = Instant::now();
-            let ended = tokio::select! {
-                ended = self.session(&out, &stop, &mut had_queue) => ended,
-                () = close.cancelled() => return,
+            let opened = tokio::select! {
+                opened = self.open(&mut had_queue) => opened,
+                () = stop.cancelled() => return,
+            };
+            let ended = match opened {
+                Err(error) => error,
+                Ok(mut session) => match self.forward(&mut session, &out, &stop).await {
+                    Err(error) => error,
+                    Ok(()) => {
+                        // Nothing more comes; what is in hand is acked on this connection before it closes.
+                        drop(out);
+                        self.consuming.send_replace(false);
+                        close.cancelled().await;
+                        if let Err(error) = within("close", session.connection.close(200, "bye".into())).await {
+                            tracing::warn!(%error, "not everything may have been acked: it is delivered again");
+                        }
+                        return;
+                    }
+                },
             };
             self.consuming.send_replace(false);
-            match ended {
-                Ok(connection) => {
-                    // Nothing more comes; what is in hand is acked on this connection before it closes.
-                    drop(out);
-                    close.cancelled().await;
-                    if let Err(error) = within("close", connection.close(200, "bye".into())).await {
-                        tracing::warn!(%error, "not everything may have been acked: it is delivered again");
-                    }
-                    return;
-                }
-                Err(error) => {
-                    failures = if started.elapsed() > LONGEST_PAUSE { 0 } else { failures + 1 };
-                    tracing::error!(queue = %self.queue.name, %error, "not consuming: trying again");
-                }
-            }
+            failures = if started.elapsed() > LONGEST_PAUSE { 0 } else { failures + 1 };
+            tracing::error!(queue = %self.queue.name, error = %ended, "not consuming: trying again");
             tokio::select! {
                 () = tokio::time::sleep(pause(failures)) => {}
                 () = stop.cancelled() => return,
@@ -100,50 +112,54 @@ impl AmqpSource {
         }
     }
 
-    /// One connection, from its opening to its end; still open when it was asked to stop.
-    async fn session(
-        &self,
-        out: &mpsc::Sender<Received>,
-        stop: &CancellationToken,
-        had_queue: &mut bool,
-    ) -> Result<Connection, SessionError> {
+    /// Connects, sees to the queue and its bindings, and begins to consume.
+    async fn open(&self, had_queue: &mut bool) -> Result<Session, SessionError> {
         let options = ConnectionProperties::default().with_connection_name("pulse-notifier".into());
         let connection = within("connect", Connection::connect_uri(self.uri(), options)).await?;
         self.declare(&connection, *had_queue).await?;
         *had_queue = true;
-        let mut missing = self.bind(&connection).await?;
+        let missing = self.bind(&connection).await?;
         let channel = within("open channel", connection.create_channel()).await?;
         within("set prefetch", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
-        let mut consumer = self.consume(&channel).await?;
+        let (queue, options) = (self.queue.name.as_str().into(), BasicConsumeOptions::default());
+        let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default());
+        let consumer = within("consume", consuming).await?;
         tracing::info!(queue = %self.queue.name, "consuming");
         self.consuming.send_replace(true);
+        Ok(Session { connection, channel, consumer, missing })
+    }
+
+    /// Hands deliveries on until asked to stop, and from time to time looks after the queue.
+    async fn forward(
+        &self,
+        session: &mut Session,
+        out: &mpsc::Sender<Received>,
+        stop: &CancellationToken,
+    ) -> Result<(), SessionError> {
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             let delivery = tokio::select! {
-                delivery = consumer.next() => delivery,
+                delivery = session.consumer.next() => delivery,
                 () = stop.cancelled() => break,
                 _ = look.tick() => {
-                    self.look(&channel).await?;
-                    continue;
-                }
-                () = tokio::time::sleep(REBIND_EVERY), if !missing.is_empty() => {
-                    missing = self.bind_all(&connection, &missing).await?;
+                    self.look(&session.channel).await?;
+                    session.missing = self.bind_all(&session.connection, &session.missing).await?;
                     continue;
                 }
             };
             let delivery = match delivery {
                 Some(Ok(delivery)) => delivery,
                 Some(Err(source)) => return Err(SessionError::Amqp { what: "consume", source }),
-                None if connection.status().connected() => return Err(SessionError::Cancelled),
+                None if session.connection.status().connected() => return Err(SessionError::Cancelled),
                 None => return Err(SessionError::Ended),
             };
-            if out.send(received(delivery)).await.is_err() {
-                break;
+            tokio::select! {
+                sent = out.send(received(delivery)) => if sent.is_err() { break },
+                () = stop.cancelled() => break,
             }
         }
-        let tag = consumer.tag();
-        within("stop consuming", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
-        Ok(connection)
+        let (tag, options) = (session.consumer.tag(), BasicCancelOptions::default());
+        within("stop consuming", session.channel.basic_cancel(tag, options)).await
     }
 
     fn uri(&self) -> AMQPUri {
@@ -238,18 +254,13 @@ impl AmqpSource {
                 Ok(()) => close_channel(&channel).await?,
                 Err(SessionError::Amqp { source, .. }) if is_refused(&source) => {
                     tracing::error!(exchange = %binding.exchange, routing_key = %binding.routing_key, error = %source,
-                        "cannot bind: trying again every {} s", REBIND_EVERY.as_secs());
+                        "cannot bind: trying again every {} s", LOOK_EVERY.as_secs());
                     missing.push(binding.clone());
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(missing)
-    }
-
-    async fn consume(&self, channel: &Channel) -> Result<Consumer, SessionError> {
-        let (queue, options) = (self.queue.name.as_str().into(), BasicConsumeOptions::default());
-        within("consume", channel.basic_consume(queue, "".into(), options, FieldTable::default())).await
     }
 }
 
@@ -315,6 +326,5 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const HEARTBEAT_S: u16 = 30;
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 const DEPTH_TO_WARN_AT: u32 = 1_000;
-const REBIND_EVERY: Duration = Duration::from_secs(30);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
