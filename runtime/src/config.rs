@@ -31,6 +31,8 @@ pub struct Config {
     pub delivery: DeliveryMode,
     /// The SMTP accounts, by name.
     pub smtp: BTreeMap<String, SmtpAccount>,
+    /// The IRC accounts, by name.
+    pub irc: BTreeMap<String, IrcAccount>,
     /// The tenants.
     pub tenants: Vec<Tenant>,
     /// Where health and metrics are served; nowhere when there is no address.
@@ -97,6 +99,27 @@ pub enum SmtpSecurity {
     Tls,
     /// It is not.
     None,
+}
+
+/// An IRC server, and who we are there.
+#[derive(Clone, Debug)]
+pub struct IrcAccount {
+    /// Its host.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether to speak TLS.
+    pub tls: bool,
+    /// The nickname; another is taken while it is in use.
+    pub nick: String,
+    /// The real name.
+    pub real_name: String,
+    /// The server's password, when it wants one.
+    pub password: Option<Secret>,
+    /// Lines that may be said at once.
+    pub burst: u32,
+    /// The time between two lines after that.
+    pub line_every: Duration,
 }
 
 /// A text that is never shown.

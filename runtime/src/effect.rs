@@ -66,6 +66,8 @@ pub type EffectId = Hash;
 pub enum Effect {
     /// A mail to one recipient.
     Email(Email),
+    /// Lines in one channel.
+    Irc(Irc),
 }
 
 impl Effect {
@@ -74,6 +76,7 @@ impl Effect {
     pub const fn capability(&self) -> &'static str {
         match self {
             Self::Email(_) => "email",
+            Self::Irc(_) => "irc",
         }
     }
 
@@ -82,6 +85,7 @@ impl Effect {
     pub fn account(&self) -> &str {
         match self {
             Self::Email(email) => &email.account,
+            Self::Irc(irc) => &irc.account,
         }
     }
 
@@ -96,6 +100,7 @@ impl Effect {
     pub fn recipient(&self) -> &str {
         match self {
             Self::Email(email) => &email.recipient,
+            Self::Irc(irc) => &irc.channel,
         }
     }
 
@@ -107,6 +112,7 @@ impl Effect {
                 let header = email.to.iter().map(String::len).sum::<usize>() + email.subject.len();
                 header + email.text.len() + email.html.as_ref().map_or(0, String::len)
             }
+            Self::Irc(irc) => irc.channel.len() + irc.lines.iter().map(String::len).sum::<usize>(),
         }
     }
 }
@@ -134,6 +140,17 @@ pub struct Email {
     pub html: Option<String>,
     /// Mails of one thread are shown together.
     pub thread: Option<String>,
+}
+
+/// Lines in one channel, in this order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Irc {
+    /// The account that says them.
+    pub account: String,
+    /// The channel.
+    pub channel: String,
+    /// The lines, formatting codes included.
+    pub lines: Vec<String>,
 }
 
 /// What one invocation asked for, in the order it asked.

@@ -7,13 +7,15 @@ use std::str::FromStr;
 
 use email_address::EmailAddress;
 
-use crate::effect::{Effect, Email, Origin, Planned};
+use crate::effect::{Effect, Email, Irc, Origin, Planned};
 
 /// What one plugin of one tenant may ask for. Reads, settings and log lines need no grant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grant {
     /// Mail, when it may send any.
     pub email: Option<EmailGrant>,
+    /// IRC, when it may say anything there.
+    pub irc: Option<IrcGrant>,
 }
 
 impl Grant {
@@ -22,6 +24,7 @@ impl Grant {
     pub fn covers(&self, capability: &str) -> bool {
         match capability {
             "email" => self.email.is_some(),
+            "irc" => self.irc.is_some(),
             _ => FREE.contains(&capability),
         }
     }
@@ -36,6 +39,10 @@ impl Grant {
                 Some(grant) if grant.account == email.account => grant.recipient(&email.recipient),
                 _ => Err(not_granted("mail")),
             },
+            Effect::Irc(irc) => match &self.irc {
+                Some(grant) if grant.account == irc.account => grant.channel(&irc.channel),
+                _ => Err(not_granted("irc")),
+            },
         }
     }
 }
@@ -47,6 +54,15 @@ pub struct EmailGrant {
     pub account: String,
     /// Patterns, of which a recipient must match one.
     pub recipients: Vec<Pattern>,
+}
+
+/// Where lines may be said, and through which account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IrcGrant {
+    /// The account that says them.
+    pub account: String,
+    /// Patterns, of which a channel must match one.
+    pub channels: Vec<Pattern>,
 }
 
 /// A text in which `*` stands for anything; letter case does not matter.
@@ -80,6 +96,66 @@ pub struct MailRequest {
     pub html: Option<String>,
     /// Thread.
     pub thread: Option<String>,
+}
+
+/// Lines as a guest asks for them.
+#[derive(Clone, Debug, Default)]
+pub struct IrcRequest {
+    /// The channel.
+    pub channel: String,
+    /// The lines.
+    pub lines: Vec<String>,
+}
+
+/// Makes lines for one channel an effect.
+///
+/// # Errors
+/// A [`Refusal`] when the channel is none or not granted, or a line is not well-formed.
+pub fn irc(grant: &Grant, origin: &Origin, index: u32, request: IrcRequest) -> Result<Vec<Planned>, Refusal> {
+    let grant = grant.irc.as_ref().ok_or_else(|| not_granted("irc"))?;
+    let IrcRequest { channel, lines } = request;
+    grant.channel(&channel)?;
+    if lines.is_empty() || lines.len() > IRC_LINES_MAX {
+        return Err(Refusal::Invalid(format!("expected 1 to {IRC_LINES_MAX} lines, found {}", lines.len())));
+    }
+    for line in &lines {
+        check_irc_line(line)?;
+    }
+    Ok(vec![Planned {
+        id: origin.effect(index, &channel),
+        call: origin.call(index),
+        effect: Effect::Irc(Irc { account: grant.account.clone(), channel, lines }),
+        refused: None,
+    }])
+}
+
+impl IrcGrant {
+    fn channel(&self, channel: &str) -> Result<(), Refusal> {
+        let strange = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ',' | ':');
+        let named = channel.strip_prefix(['#', '&']).is_some_and(|name| !name.is_empty());
+        if !named || channel.len() > IRC_CHANNEL_BYTES_MAX || channel.contains(strange) {
+            let shown: String = channel.chars().take(60).collect();
+            return Err(Refusal::Invalid(format!("expected a channel such as #ci, found {shown:?}")));
+        }
+        if self.channels.iter().any(|pattern| pattern.matches(channel)) {
+            Ok(())
+        } else {
+            Err(Refusal::NotGranted(format!("lines in {channel}")))
+        }
+    }
+}
+
+fn check_irc_line(line: &str) -> Result<(), Refusal> {
+    if line.contains(['\r', '\n', '\0']) {
+        return Err(Refusal::Invalid("a line break or NUL in a line".into()));
+    }
+    if line.trim().is_empty() || line.len() > IRC_LINE_BYTES_MAX {
+        return Err(Refusal::Invalid(format!(
+            "expected a line of 1 to {IRC_LINE_BYTES_MAX} bytes, found {}",
+            line.len()
+        )));
+    }
+    Ok(())
 }
 
 /// Expands a mail into one effect for each recipient. A recipient that is no address, or outside the grant, refuses
@@ -198,6 +274,10 @@ fn not_granted(what: &str) -> Refusal {
 
 /// What every plugin may import.
 const FREE: [&str; 4] = ["types", "taskcluster", "settings", "log"];
+const IRC_LINES_MAX: usize = 32;
+/// What is left of a message's 512 bytes once the server has put the sender and the channel before it.
+const IRC_LINE_BYTES_MAX: usize = 420;
+const IRC_CHANNEL_BYTES_MAX: usize = 50;
 const SUBJECT_BYTES_MAX: usize = 2_000;
 const ADDRESS_BYTES_MAX: usize = 254;
 
@@ -208,7 +288,7 @@ mod tests {
 
     fn ask(patterns: &[&str], mail: MailRequest) -> Result<Vec<Planned>, Refusal> {
         let recipients = patterns.iter().map(|pattern| Pattern::new(pattern)).collect();
-        let grant = Grant { email: Some(EmailGrant { account: "smtp".into(), recipients }) };
+        let grant = Grant { email: Some(EmailGrant { account: "smtp".into(), recipients }), irc: None };
         let event = Hash::of_bytes(b"event");
         email(&grant, &Origin { event, generation: 0, identity: "default".into(), plugin: "smtp".into() }, 0, mail)
     }
@@ -242,7 +322,7 @@ mod tests {
         let planned = ask(&["*@example.com"], mail(&["a@example.com", "b@evil.org", "a@example.com"])).unwrap();
         let refused: Vec<_> = planned.iter().map(|p| (p.effect.recipient(), p.refused.as_deref())).collect();
         assert_eq!(refused, [("a@example.com", None), ("b@evil.org", Some("not granted: mail to b@evil.org"))]);
-        let Effect::Email(email) = &planned[0].effect;
+        let Effect::Email(email) = &planned[0].effect else { panic!() };
         assert_eq!(email.to, ["a@example.com"], "who is not told is not shown as told");
         assert_eq!(planned[0].call, planned[1].call);
         assert_ne!(planned[0].id, planned[1].id);
@@ -287,7 +367,33 @@ mod tests {
     fn a_grant_withdrawn_later_no_longer_allows_the_effect() {
         let planned = ask(&["*"], mail(&["a@example.com"])).unwrap();
         let narrower = EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*@other.org")] };
-        assert!(Grant { email: Some(narrower) }.allows(&planned[0].effect).is_err());
+        assert!(Grant { email: Some(narrower), irc: None }.allows(&planned[0].effect).is_err());
         assert!(Grant::default().allows(&planned[0].effect).is_err());
+    }
+
+    fn say(channel: &str, lines: &[&str]) -> Result<Vec<Planned>, Refusal> {
+        let channels = vec![Pattern::new("#ci*")];
+        let grant = Grant { email: None, irc: Some(IrcGrant { account: "irc".into(), channels }) };
+        let event = Hash::of_bytes(b"event");
+        let origin = Origin { event, generation: 0, identity: "default".into(), plugin: "irc".into() };
+        let lines = lines.iter().map(|&line| line.to_owned()).collect();
+        irc(&grant, &origin, 0, IrcRequest { channel: channel.to_owned(), lines })
+    }
+
+    #[test]
+    fn lines_go_to_granted_channels_only_and_to_nobody_else() {
+        assert_eq!(say("#ci-builds", &["a", "\u{3}03b\u{3}03"]).unwrap().len(), 1);
+        assert!(matches!(say("#other", &["a"]), Err(Refusal::NotGranted(_))));
+        for channel in ["NickServ", "somebody", "#", "", "#ci,#other", "#ci x", "#ci\r\nQUIT", "#ci\u{7}", ":#ci"] {
+            assert!(matches!(say(channel, &["a"]), Err(Refusal::Invalid(_))), "{channel:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_cannot_become_two() {
+        let long = "x".repeat(421);
+        for lines in [&["a\r\nQUIT"][..], &["a\nb"], &["a\0"], &[""], &[" "], &[&long], &[], &["a"; 33]] {
+            assert!(matches!(say("#ci", lines), Err(Refusal::Invalid(_))), "{lines:?}");
+        }
     }
 }

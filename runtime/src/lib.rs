@@ -36,3 +36,4 @@ pub mod sandbox;
 pub mod service;
 pub mod store;
 pub mod tenant;
+mod tls;

@@ -13,6 +13,7 @@ use crate::admin::Admin;
 use crate::config::{Config, DeliveryMode};
 use crate::courier::Courier;
 use crate::courier::sinks::Sink;
+use crate::courier::sinks::irc::IrcSink;
 use crate::courier::sinks::smtp::Smtp;
 use crate::effect::destination;
 use crate::intake::Intake;
@@ -220,6 +221,13 @@ pub fn sinks(config: &Config) -> Result<BTreeMap<String, Arc<Sink>>, lettre::tra
             DeliveryMode::Capture => Sink::Capture,
         };
         sinks.insert(destination("email", account), Arc::new(sink));
+    }
+    for (account, irc) in &config.irc {
+        let sink = match config.delivery {
+            DeliveryMode::Send => Sink::Irc(IrcSink::new(irc.clone())),
+            DeliveryMode::Capture => Sink::Capture,
+        };
+        sinks.insert(destination("irc", account), Arc::new(sink));
     }
     Ok(sinks)
 }

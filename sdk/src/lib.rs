@@ -28,6 +28,7 @@
 pub mod bindings;
 mod event;
 pub mod html;
+pub mod irc;
 pub mod log;
 mod mail;
 pub mod settings;

@@ -37,7 +37,8 @@ async fn main() -> Result<()> {
 async fn sandbox() -> Result<()> {
     const CALLS: usize = 50_000;
     let sandbox = Sandbox::start()?;
-    let grant = Grant { email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*")] }) };
+    let grant =
+        Grant { email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*")] }), irc: None };
     let version = sandbox.admit("smtp", &std::fs::read(guest("smtp")?)?, &grant)?;
     drop(sandbox.time_fresh(&version, 1_000, invocation).await);
     let reused = sandbox.time_reused(&version, CALLS, invocation).await;
@@ -58,7 +59,8 @@ async fn sandbox() -> Result<()> {
 }
 
 fn invocation() -> Invocation {
-    let grant = Grant { email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*")] }) };
+    let grant =
+        Grant { email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*")] }), irc: None };
     let task_id = "A35mWTRuQmyj88yMnIF0fA";
     let id = TaskId::new(task_id).unwrap_or_else(|| unreachable!("a constant that is an id"));
     let root = "https://tc.example.com".parse().unwrap_or_else(|_| unreachable!("a constant that is a URL"));

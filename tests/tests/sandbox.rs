@@ -14,7 +14,10 @@ use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
 use pulse_notifier::sandbox::{AdmissionError, Ending, Fault, Invocation, Limits, Report, Sandbox, Version, types};
 
 fn grant() -> Grant {
-    Grant { email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*@example.com")] }) }
+    Grant {
+        email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*@example.com")] }),
+        irc: None,
+    }
 }
 
 fn admit(sandbox: &Sandbox, wasm: &[u8]) -> Result<Version, AdmissionError> {
@@ -185,7 +188,7 @@ async fn no_state_survives_between_calls() {
     for _ in 0..1_000 {
         let report = sandbox.invoke(&version, invocation("behave", Limits::default())).await;
         let Ending::Planned(plan) = report.ending else { panic!("{report:?}") };
-        let pulse_notifier::effect::Effect::Email(email) = &plan.effects[0].effect;
+        let pulse_notifier::effect::Effect::Email(email) = &plan.effects[0].effect else { panic!() };
         assert_eq!(email.subject, "behave 1");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::PluginErrors;
 use crate::config::{Config, DeliveryMode, Environment, SmtpSecurity};
+use crate::grant::Pattern;
 use crate::registry::Registry;
 use crate::sandbox::{Sandbox, Version};
 use crate::tenant::{QueueKind, Tenant};
@@ -44,6 +45,11 @@ fn explain_service(config: &Config) {
         let login = if smtp.login.is_some() { "login and password" } else { "no login" };
         println!("account      {name}: {}:{}, {security}, {login}, from {}", smtp.host, smtp.port, smtp.from);
     }
+    for (name, irc) in &config.irc {
+        let security = if irc.tls { "TLS" } else { "no TLS" };
+        let password = if irc.password.is_some() { "password" } else { "no password" };
+        println!("account      {name}: {}:{}, {security}, {password}, nick {}", irc.host, irc.port, irc.nick);
+    }
     if config.delivery == DeliveryMode::Capture {
         println!("delivery     captured, nothing is sent");
     }
@@ -69,9 +75,12 @@ fn explain_tenant(tenant: &Tenant) {
 fn explain_plugin(tenant: &Tenant, version: &Version) {
     let digest: String = version.digest.to_string().chars().take(12).collect();
     println!("  plugin     {} (sha256 {digest}…) imports {}", version.name, version.imports.join(", "));
-    let grant = tenant.plugins.get(&version.name).and_then(|terms| terms.grant.email.as_ref());
-    if let Some(email) = grant {
-        let recipients: Vec<_> = email.recipients.iter().map(ToString::to_string).collect();
-        println!("    may mail {} by account {}", recipients.join(", "), email.account);
+    let Some(terms) = tenant.plugins.get(&version.name) else { return };
+    let joined = |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if let Some(email) = &terms.grant.email {
+        println!("    may mail {} by account {}", joined(&email.recipients), email.account);
+    }
+    if let Some(irc) = &terms.grant.irc {
+        println!("    may talk in {} by account {}", joined(&irc.channels), irc.account);
     }
 }

@@ -17,7 +17,7 @@ use super::run::Signals;
 use crate::config::{Environment, default_plugins};
 use crate::courier::sinks::Sink;
 use crate::effect::{Effect, Email, destination};
-use crate::grant::{EmailGrant, Grant, Pattern};
+use crate::grant::{EmailGrant, Grant, IrcGrant, Pattern};
 use crate::intake::source::{Received, ndjson};
 use crate::intake::task::{MemoryTasks, Tasks};
 use crate::metrics::Metrics;
@@ -86,7 +86,8 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
     let registry = Registry::load(&sandbox, &plugins, &tenants).await;
     let registry = registry.map_err(PluginErrors).context("the demo needs the built plugins (`make guests`)")?;
     let root = Url::parse("https://firefox-ci-tc.services.mozilla.com").context("the root")?;
-    let sinks = BTreeMap::from([(destination("email", ACCOUNT), Arc::new(Sink::Capture))]);
+    let capture = |capability| (destination(capability, ACCOUNT), Arc::new(Sink::Capture));
+    let sinks = BTreeMap::from([capture("email"), capture("irc")]);
     let tasks = Tasks::Memory(MemoryTasks::new(root));
     let keep = Duration::from_secs(60 * 60 * 24);
     let store = format!("sqlite:{database}");
@@ -95,8 +96,10 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
 }
 
 fn tenant() -> Tenant {
-    let grant =
-        Grant { email: Some(EmailGrant { account: ACCOUNT.into(), recipients: vec![Pattern::new("*@example.com")] }) };
+    let grant = Grant {
+        email: Some(EmailGrant { account: ACCOUNT.into(), recipients: vec![Pattern::new("*@example.com")] }),
+        irc: Some(IrcGrant { account: ACCOUNT.into(), channels: vec![Pattern::new("#*")] }),
+    };
     let terms = PluginTerms { grant: Arc::new(grant), settings: Arc::default(), limits: Limits::default() };
     let release_drivers = json!({"plugins": ["smtp"], "emails": ["release-drivers@example.com"]});
     Tenant {
@@ -108,7 +111,7 @@ fn tenant() -> Tenant {
             .map(|map| ("release-drivers".into(), map))
             .into_iter()
             .collect(),
-        plugins: BTreeMap::from([("smtp".to_owned(), terms)]),
+        plugins: BTreeMap::from([("irc".to_owned(), terms.clone()), ("smtp".to_owned(), terms)]),
     }
 }
 
@@ -185,12 +188,24 @@ async fn show(store: &Store, json: bool, shown: &mut BTreeSet<Vec<u8>>) -> anyho
 }
 
 fn print(status: &str, state: &str, reason: &str, effect: Effect) {
-    let Effect::Email(Email { recipient, to, subject, text, thread, .. }) = effect;
-    println!("── {status} ─ mail to {} ─ {state}", printable(&recipient));
+    let what = match &effect {
+        Effect::Email(email) => format!("mail to {}", email.recipient),
+        Effect::Irc(irc) => format!("IRC {}", irc.channel),
+    };
+    println!("── {status} ─ {} ─ {state}", printable(&what));
     if state != "delivered" {
         println!("   {}\n", printable(reason));
         return;
     }
+    match effect {
+        Effect::Email(email) => print_mail(email),
+        Effect::Irc(irc) => irc.lines.iter().for_each(|line| println!("   {}", printable(&without_colours(line)))),
+    }
+    println!();
+}
+
+fn print_mail(email: Email) {
+    let Email { to, subject, text, thread, .. } = email;
     println!("   To: {}", printable(&to.join(", ")));
     println!("   Subject: {}", printable(&subject));
     if let Some(thread) = thread {
@@ -200,7 +215,13 @@ fn print(status: &str, state: &str, reason: &str, effect: Effect) {
     for line in text.lines() {
         println!("   {}", printable(line));
     }
-    println!();
+}
+
+/// A line of IRC without its colour codes: `\x03` and two digits.
+fn without_colours(line: &str) -> String {
+    let mut parts = line.split('\u{3}');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |line, part| line + part.get(2..).unwrap_or_default())
 }
 
 /// Foreign text with nothing in it that a terminal would obey.

@@ -11,8 +11,11 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::environment::{Environment, Reader, truth};
-use super::{Broker, Config, ConfigError, DeliveryMode, Secret, SmtpAccount, SmtpSecurity, default_plugins, read_file};
-use crate::grant::{EmailGrant, Grant, Pattern};
+use super::{
+    Broker, Config, ConfigError, DeliveryMode, IrcAccount, Secret, SmtpAccount, SmtpSecurity, default_plugins,
+    read_file,
+};
+use crate::grant::{EmailGrant, Grant, IrcGrant, Pattern};
 use crate::intake::notification::{DEFAULT_IDENTITY, Identities};
 use crate::sandbox::Limits;
 use crate::store::Binding;
@@ -24,11 +27,16 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
     let broker = broker(&reader);
     let services = services(&reader);
     let smtp = smtp(&reader, services.iter().any(|service| service == "smtp"), &mut notes);
+    let irc = irc(&reader, services.iter().any(|service| service == "irc"));
+    let grant = Grant {
+        email: smtp.is_some().then(|| EmailGrant { account: SMTP_ACCOUNT.into(), recipients: vec![Pattern::new("*")] }),
+        irc: irc.is_some().then(|| IrcGrant { account: IRC_ACCOUNT.into(), channels: vec![Pattern::new("*")] }),
+    };
     let tenant = Tenant {
         name: "default".into(),
         queue: queue(&reader, &broker.login, &mut notes),
         identities: identities(&reader),
-        plugins: plugins(&reader, &services, smtp.is_some()),
+        plugins: plugins(&reader, &services, grant),
     };
     let config = Config {
         broker,
@@ -41,6 +49,7 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
             DeliveryMode::Send,
         ),
         smtp: smtp.map(|account| (SMTP_ACCOUNT.to_owned(), account)).into_iter().collect(),
+        irc: irc.map(|account| (IRC_ACCOUNT.to_owned(), account)).into_iter().collect(),
         tenants: vec![tenant],
         admin: admin(&reader),
         drain: Duration::from_secs(reader.parsed("PN_DRAIN_SECONDS", "a number of seconds", 30)),
@@ -57,8 +66,10 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
     if config.delivery == DeliveryMode::Capture {
         notes.push("PN_DELIVERY=capture: effects are kept and shown, nothing is sent".into());
     }
-    notes.push("the predecessor's grants apply: every plugin may mail anyone a task names".into());
-    for name in reader.unread(&["PN_", "PULSE_", "SMTP_"]) {
+    notes.push(
+        "the predecessor's grants apply: every plugin may mail anyone and talk in any channel a task names".into(),
+    );
+    for name in reader.unread(&["PN_", "PULSE_", "SMTP_", "IRC_"]) {
         notes.push(format!("{name} is set, but nothing reads it"));
     }
     reader.finish(Config { notes, ..config })
@@ -156,15 +167,39 @@ fn smtp(reader: &Reader<'_>, needed: bool, notes: &mut Vec<String>) -> Option<Sm
     })
 }
 
-fn plugins(reader: &Reader<'_>, services: &[String], may_mail: bool) -> BTreeMap<String, PluginTerms> {
-    let anyone = || EmailGrant { account: SMTP_ACCOUNT.into(), recipients: vec![Pattern::new("*")] };
-    let grant = Arc::new(Grant { email: may_mail.then(anyone) });
+fn irc(reader: &Reader<'_>, needed: bool) -> Option<IrcAccount> {
+    let tls = reader.truth("IRC_TLS", true);
+    let port = reader.parsed("IRC_PORT", "a port", 6697);
+    let burst = reader.parsed("IRC_BURST", "a number of lines", 4);
+    let line_seconds: f64 = reader.parsed("IRC_LINE_SECONDS", "a number of seconds", 2.0);
+    let line_every = Duration::try_from_secs_f64(line_seconds).unwrap_or_else(|_| {
+        reader.problem("IRC_LINE_SECONDS", format!("expected a number of seconds, found {line_seconds}"));
+        Duration::from_secs(2)
+    });
+    let (nick, real_name) = (reader.text("IRC_NICK"), reader.text("IRC_NAME"));
+    let password = reader.text("IRC_PASS").map(|password| Secret::new(password.to_owned()));
+    let host = if needed { reader.required("IRC_HOST", "the IRC server") } else { reader.text("IRC_HOST")? };
+    let nick = nick.unwrap_or_else(|| reader.required("IRC_NICK", "the nickname to use"));
+    for (name, text) in [("IRC_NICK", nick), ("IRC_NAME", real_name.unwrap_or_default())] {
+        if text.contains(char::is_control) || (name == "IRC_NICK" && text.contains([' ', ',', ':', '#'])) {
+            reader.problem(name, format!("expected a name, found {text:?}"));
+        }
+    }
+    let real_name = real_name.unwrap_or(nick).to_owned();
+    Some(IrcAccount { host: host.to_owned(), port, tls, nick: nick.to_owned(), real_name, password, burst, line_every })
+}
+
+fn plugins(reader: &Reader<'_>, services: &[String], grant: Grant) -> BTreeMap<String, PluginTerms> {
+    let grant = Arc::new(grant);
     let template = template(reader);
+    let channel = reader.text("IRC_CHAN").map(str::to_owned);
     let terms = |service: &String| {
-        let settings = match (service.as_str(), &template) {
-            ("smtp", Some(template)) => BTreeMap::from([("template".to_owned(), template.clone())]),
-            _ => BTreeMap::new(),
+        let setting = match service.as_str() {
+            "smtp" => template.clone().map(|template| ("template".to_owned(), template)),
+            "irc" => channel.clone().map(|channel| ("channel".to_owned(), channel)),
+            _ => None,
         };
+        let settings: BTreeMap<_, _> = setting.into_iter().collect();
         let terms = PluginTerms { grant: Arc::clone(&grant), settings: Arc::new(settings), limits: Limits::default() };
         (service.clone(), terms)
     };
@@ -235,6 +270,7 @@ fn default_root() -> Url {
 }
 
 const SMTP_ACCOUNT: &str = "smtp";
+const IRC_ACCOUNT: &str = "irc";
 const STATUSES: [&str; 7] = [
     "task-defined",
     "task-pending",

@@ -2,17 +2,21 @@
 //! retries nothing and decides nothing.
 
 pub mod capture;
+pub mod irc;
 pub mod smtp;
 
 use crate::courier::Receipt;
 use crate::effect::Effect;
 use crate::store::Claimed;
+use irc::IrcSink;
 use smtp::Smtp;
 
 /// A way to perform effects, with one account.
 pub enum Sink {
     /// Keeps them and sends nothing.
     Capture,
+    /// Lines on an IRC server.
+    Irc(IrcSink),
     /// Mail, by an SMTP server.
     Smtp(Box<Smtp>),
 }
@@ -23,6 +27,8 @@ impl Sink {
     pub const fn concurrency(&self) -> usize {
         match self {
             Self::Capture => 256,
+            // What waits for its turn waits in the store.
+            Self::Irc(_) => 1,
             Self::Smtp(_) => smtp::CONNECTIONS_MAX,
         }
     }
@@ -31,7 +37,11 @@ impl Sink {
     pub async fn perform(&self, claimed: &Claimed) -> Receipt {
         match (self, &claimed.effect) {
             (Self::Capture, _) => capture::perform(),
+            (Self::Irc(sink), Effect::Irc(irc)) => sink.perform(irc).await,
             (Self::Smtp(smtp), Effect::Email(email)) => smtp.perform(claimed, email).await,
+            (Self::Irc(_), Effect::Email(_)) | (Self::Smtp(_), Effect::Irc(_)) => {
+                Receipt::Permanent("the destination is of another kind".into())
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ mod bindings {
 }
 
 pub use bindings::pulse::notifier::types;
-pub(super) use bindings::pulse::notifier::{email, log, settings, taskcluster};
+pub(super) use bindings::pulse::notifier::{email, irc, log, settings, taskcluster};
 pub(super) use bindings::{Plugin, PluginPre};
 
 /// One running guest.

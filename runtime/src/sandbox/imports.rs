@@ -1,6 +1,7 @@
 //! The host functions, one file for each capability. They check and record; none of them acts on the world.
 
 mod email;
+mod irc;
 mod log;
 mod settings;
 mod taskcluster;

@@ -14,12 +14,14 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
 use lettre::transport::smtp::response::Response;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::{SmtpAccount, SmtpSecurity};
 use crate::courier::Receipt;
 use crate::effect::Email;
 use crate::store::Claimed;
+use crate::tls;
 
 /// Connections to one server at the same time.
 pub(super) const CONNECTIONS_MAX: usize = 16;
@@ -136,10 +138,14 @@ impl Smtp {
 
     async fn connect(&self) -> Result<AsyncSmtpConnection, Failure> {
         let account = &self.account;
-        let address = (account.host.as_str(), account.port);
-        let implicit = self.tls.clone().filter(|_| account.security == SmtpSecurity::Tls);
-        let connecting = AsyncSmtpConnection::connect_tokio1(address, Some(SHORT), &self.hello, implicit, None);
-        let mut connection = step(Step::Connect, SHORT, connecting).await?;
+        let mut connection = if account.security == SmtpSecurity::Tls {
+            let (address, tls) = ((account.host.as_str(), account.port), self.tls.clone());
+            let connecting = AsyncSmtpConnection::connect_tokio1(address, Some(SHORT), &self.hello, tls, None);
+            step(Step::Connect, SHORT, connecting).await?
+        } else {
+            let stream = Box::new(self.dial().await?);
+            step(Step::Connect, SHORT, AsyncSmtpConnection::connect_with_transport(stream, &self.hello)).await?
+        };
         if let (Some(tls), SmtpSecurity::StartTls) = (&self.tls, account.security) {
             step(Step::StartTls, SHORT, connection.starttls(tls.clone(), &self.hello)).await?;
         }
@@ -148,6 +154,16 @@ impl Smtp {
             step(Step::Login, SHORT, connection.auth(DEFAULT_MECHANISMS, &credentials)).await?;
         }
         Ok(connection)
+    }
+
+    async fn dial(&self) -> Result<TcpStream, Failure> {
+        let failure = |what: String| Failure { step: Step::Connect, cause: Cause::Silence, what };
+        let dialling = TcpStream::connect((self.account.host.as_str(), self.account.port));
+        let dialled = timeout(SHORT, dialling).await.map_err(|_| failure("no answer in time".into()))?;
+        let stream = dialled.map_err(|error| failure(error.to_string()))?;
+        // A mail is a few small writes and then a wait: held back for company, they would take 40 ms.
+        stream.set_nodelay(true).map_err(|error| failure(error.to_string()))?;
+        Ok(stream)
     }
 
     async fn send_on(
@@ -183,7 +199,7 @@ async fn step<T>(
         Ok(Err(error)) => {
             let cause = match error.status() {
                 Some(code) => Cause::Answer(u16::from(code)),
-                None if error.is_client() || error.is_tls() || is_about_tls(&error) => Cause::Configuration,
+                None if error.is_client() || error.is_tls() || tls::is_about_tls(&error) => Cause::Configuration,
                 None => Cause::Silence,
             };
             Err(Failure { step, cause, what: whole(&error) })
@@ -193,14 +209,6 @@ async fn step<T>(
             Err(Failure { step, cause: Cause::Silence, what })
         }
     }
-}
-
-/// Whether a failed connection failed for what TLS found, a certificate that nobody vouches for say.
-fn is_about_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>()
-        || io.is_some_and(|inner| inner.is::<rustls::Error>())
-        || error.source().is_some_and(is_about_tls)
 }
 
 /// The error with its causes, which say what really happened.
