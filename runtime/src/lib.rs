@@ -21,6 +21,8 @@
 //! | [`store`] | plans → committed; due effects → claimed |
 //! | [`courier`] | claimed effect → receipt, by its [`courier::sinks`] |
 //! | [`registry`] | `.wasm` files → live versions |
+//!
+//! Beside the path, [`trial`] tells one plugin of one event and looks at what it asks for: nothing is sent or kept.
 
 pub mod admin;
 pub mod cli;
@@ -36,3 +38,4 @@ pub mod sandbox;
 pub mod service;
 pub mod store;
 pub mod tenant;
+pub mod trial;
