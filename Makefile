@@ -9,7 +9,7 @@ TEST_GUESTS := $(notdir $(patsubst %/,%,$(dir $(wildcard tests/guests/*/Cargo.to
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PYTHON := .venv/bin/python
 
-.PHONY: help run test bless check guests test-guests wasm-target test-tools fmt clean
+.PHONY: help run test check guests test-guests wasm-target test-tools fmt clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -23,6 +23,7 @@ test: test-tools guests test-guests ## Install what the tests need and run them 
 	cargo test
 	cargo clippy --all-targets -- --deny warnings
 
+.PHONY: bless
 bless: guests ## Make the golden cases of all plugins expect what comes of them now; look at the difference
 	cargo build --package pulse-notifier
 	for guest in $(GUESTS); do $(TARGET_DIR)/debug/pulse-notifier plugin test guest-plugins/$$guest/cases --wasm plugins/$${guest//-/_}.wasm --bless; done

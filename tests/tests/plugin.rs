@@ -212,6 +212,8 @@ fn a_new_plugin_builds_and_passes_its_test_as_it_is() -> Result<()> {
         let file = name.replace('-', "_");
         assert!(ended.out.contains(&format!("plugin test cases --wasm target/wasm32-wasip2/release/{file}.wasm")));
         build(&krate)?;
+        let formatted = Command::new(env!("CARGO")).args(["fmt", "--check"]).current_dir(&krate).output()?;
+        ensure!(formatted.status.success(), "{name}: {}", String::from_utf8_lossy(&formatted.stdout));
         let wasm = target()?.join(format!("wasm32-wasip2/release/{file}.wasm")).display().to_string();
         let ended = run(&krate, &["plugin", "test", "cases", "--wasm", &wasm])?;
         assert_eq!((ended.code, ended.out.as_str()), (Some(0), "ok     failed\n"), "{name}: {}", ended.err);

@@ -112,9 +112,11 @@ impl Occasion {
                 },
             },
         };
+        let found = found.chars().take(FOUND_CHARS_MAX).collect();
         let place = format!("extra.{name}.{status}");
         OccasionError::NotNamed { task_id: self.event.task_id.clone(), plugin: plugin.to_owned(), place, found }
     }
 }
 
 const TENANT: &str = "default";
+const FOUND_CHARS_MAX: usize = 400;

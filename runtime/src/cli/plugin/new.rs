@@ -83,13 +83,15 @@ fn capabilities(names: &[String]) -> Result<Vec<Capability>, NewError> {
 
 fn place(here: &Path, sdk: Option<&Path>) -> anyhow::Result<Place> {
     let checkout = here.ancestors().find(|folder| is_sdk(&folder.join("sdk")));
-    match (sdk, checkout) {
-        (None, Some(checkout)) if here == checkout.join("guest-plugins") => Ok(Place::Workspace),
-        (None, Some(checkout)) => Ok(Place::Alone { sdk: checkout.join("sdk") }),
-        (None, None) => Err(NewError::SdkNotFound.into()),
-        (Some(sdk), _) if !is_sdk(sdk) => Err(NewError::NoSdk(sdk.to_owned()).into()),
-        (Some(sdk), _) => Ok(Place::Alone { sdk: sdk.canonicalize().context("find the SDK")? }),
-    }
+    let sdk = match (sdk, checkout) {
+        (Some(sdk), _) if !is_sdk(sdk) => return Err(NewError::NoSdk(sdk.to_owned()).into()),
+        (Some(sdk), _) => sdk.canonicalize().context("find the SDK")?,
+        (None, Some(checkout)) => checkout.join("sdk"),
+        (None, None) => return Err(NewError::SdkNotFound.into()),
+    };
+    let is_guest =
+        checkout.is_some_and(|checkout| here == checkout.join("guest-plugins") && sdk == checkout.join("sdk"));
+    Ok(if is_guest { Place::Workspace } else { Place::Alone { sdk } })
 }
 
 fn is_sdk(folder: &Path) -> bool {

@@ -51,7 +51,11 @@ impl Capability {
             Self::Taskcluster => {
                 "    // What the run left behind. A Taskcluster in trouble is a reason to be run again later.
     match taskcluster::artifacts(event.run_id.unwrap_or(0)) {
-        Ok(artifacts) => artifacts.iter().for_each(|artifact| text.push_str(&format!(\"{}\\n\", artifact.name))),
+        Ok(artifacts) => {
+            for artifact in artifacts {
+                text.push_str(&format!(\"{}\\n\", artifact.name));
+            }
+        }
         Err(taskcluster::ReadFailure::Unavailable(why)) => return Err(Failure::Retry(why)),
         Err(_) => {} // the run left nothing that may be read
     }
@@ -59,7 +63,8 @@ impl Capability {
             }
             Self::Email => {
                 "    if !wanted.emails.is_empty() {
-        Mail::to(&wanted.emails).subject(&wanted.subject).text(&text).thread(&event.task_group_id).send()?;
+        let mail = Mail::to(&wanted.emails).subject(&wanted.subject);
+        mail.text(&text).thread(&event.task_group_id).send()?;
     }
 "
             }
