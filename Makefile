@@ -23,11 +23,6 @@ test: test-tools guests test-guests ## Install what the tests need and run them 
 	cargo test
 	cargo clippy --all-targets -- --deny warnings
 
-.PHONY: bless
-bless: guests ## Make the golden cases of all plugins expect what comes of them now; look at the difference
-	cargo build --package pulse-notifier
-	for guest in $(GUESTS); do $(TARGET_DIR)/debug/pulse-notifier plugin test guest-plugins/$$guest/cases --wasm plugins/$${guest//-/_}.wasm --bless; done
-
 check: wasm-target ## Only what a compiler can say: formatting and lints
 	cargo fmt --all --check
 	cargo clippy --all-targets -- --deny warnings
@@ -40,6 +35,11 @@ guests: wasm-target ## Build the plugins into plugins/
 
 test-guests: wasm-target
 	cargo build --target $(WASM_TARGET) --profile guest $(addprefix --package ,$(TEST_GUESTS))
+
+.PHONY: bless
+bless: guests ## Make the golden cases of all plugins expect what comes of them now; look at the difference
+	cargo build --package pulse-notifier
+	for guest in $(GUESTS); do $(TARGET_DIR)/debug/pulse-notifier plugin test guest-plugins/$$guest/cases --wasm plugins/$${guest//-/_}.wasm --bless; done
 
 wasm-target:
 	@rustup target list --installed | grep -qx $(WASM_TARGET) || rustup target add $(WASM_TARGET)
