@@ -35,10 +35,15 @@ check: wasm-target ## Only what a compiler can say: formatting and lints
 guests: wasm-target ## Build the plugins into plugins/
 	cargo build --target $(WASM_TARGET) --profile guest $(addprefix --package ,$(GUESTS))
 	mkdir -p plugins
-	for guest in $(GUESTS); do install -m 644 $(TARGET_DIR)/$(WASM_TARGET)/guest/$$guest.wasm plugins/.$$guest.new; mv plugins/.$$guest.new plugins/$$guest.wasm; done
+	for guest in $(GUESTS); do install -m 644 $(TARGET_DIR)/$(WASM_TARGET)/guest/$${guest//-/_}.wasm plugins/.$$guest.new; mv plugins/.$$guest.new plugins/$${guest//-/_}.wasm; done
 
 test-guests: wasm-target
 	cargo build --target $(WASM_TARGET) --profile guest $(addprefix --package ,$(TEST_GUESTS))
+
+.PHONY: bless
+bless: guests ## Make the golden cases of all plugins expect what comes of them now; look at the difference
+	cargo build --package pulse-notifier
+	for guest in $(GUESTS); do $(TARGET_DIR)/debug/pulse-notifier plugin test guest-plugins/$$guest/cases --wasm plugins/$${guest//-/_}.wasm --bless; done
 
 wasm-target:
 	@rustup target list --installed | grep -qx $(WASM_TARGET) || rustup target add $(WASM_TARGET)

@@ -3,6 +3,8 @@
 
 mod check;
 mod demo;
+mod plugin;
+mod render;
 mod run;
 
 use std::io::IsTerminal;
@@ -14,6 +16,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{ConfigError, Environment};
 use crate::registry::RegistryError;
+use crate::trial::TrialError;
 
 /// Turns CI events into notifications, with plugins that nobody has to trust.
 ///
@@ -33,6 +36,9 @@ enum Command {
     Demo(demo::Arguments),
     /// Validate the configuration and explain what it amounts to
     Check,
+    /// Write a plugin, try it on an event, test it: needs no configuration and sends nothing
+    #[command(subcommand)]
+    Plugin(plugin::Command),
 }
 
 /// The configuration, or what it names, is not usable.
@@ -48,7 +54,7 @@ pub fn main() -> ExitCode {
     match execute(arguments.command, &environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("pulse-notifier: {error:#}");
+            eprintln!("pulse-notifier: {}", render::printable_lines(&format!("{error:#}")));
             exit_code(&error)
         }
     }
@@ -72,6 +78,10 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
             start_log(LevelFilter::ERROR);
             runtime.block_on(check::run(environment))
         }
+        Command::Plugin(command) => {
+            start_log(log_level(level).unwrap_or(LevelFilter::ERROR));
+            runtime.block_on(plugin::run(command))
+        }
     };
     runtime.shutdown_background();
     done
@@ -79,7 +89,11 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
 
 /// What an error means to whoever started us: 78 (EX_CONFIG) says that trying again without a change is pointless.
 fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.is::<ConfigError>() || error.is::<PluginErrors>() { ExitCode::from(78) } else { ExitCode::FAILURE }
+    let is_unusable = error.is::<ConfigError>()
+        || error.is::<PluginErrors>()
+        || error.is::<TrialError>()
+        || error.is::<plugin::NewError>();
+    if is_unusable { ExitCode::from(78) } else { ExitCode::FAILURE }
 }
 
 /// Text on a terminal, JSON otherwise; always on standard error.

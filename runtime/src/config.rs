@@ -190,6 +190,11 @@ pub fn default_plugins() -> PathBuf {
     }
 }
 
+/// The Taskcluster whose pages are linked to unless said otherwise.
+pub(crate) fn default_root() -> Url {
+    legacy::default_root()
+}
+
 fn read_file(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))
 }

@@ -19,6 +19,17 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// Every capability, towards whom or what one of the patterns matches, by accounts that nobody has: to look at what a
+    /// plugin asks for, not to do it.
+    #[must_use]
+    pub fn towards(recipients: &[String]) -> Self {
+        let patterns: Vec<_> = recipients.iter().map(|pattern| Pattern::new(pattern)).collect();
+        Self {
+            email: Some(EmailGrant { account: "trial".into(), recipients: patterns.clone() }),
+            irc: Some(IrcGrant { account: "trial".into(), channels: patterns }),
+        }
+    }
+
     /// Whether a component that imports this capability may be let in.
     #[must_use]
     pub fn covers(&self, capability: &str) -> bool {

@@ -21,6 +21,8 @@
 //! | [`store`] | plans → committed; due effects → claimed |
 //! | [`courier`] | claimed effect → receipt, by its [`courier::sinks`] |
 //! | [`registry`] | `.wasm` files → live versions |
+//!
+//! Beside the path, [`trial`] tells one plugin of one event and looks at what it asks for: nothing is sent or kept.
 
 pub mod admin;
 pub mod cli;
@@ -37,3 +39,4 @@ pub mod service;
 pub mod store;
 pub mod tenant;
 mod tls;
+pub mod trial;

@@ -10,13 +10,12 @@ use clap::Args;
 use serde_json::{Value, json};
 use sqlx::Row;
 use tokio::sync::mpsc;
-use url::Url;
 
-use super::PluginErrors;
 use super::run::Signals;
-use crate::config::{Environment, default_plugins};
+use super::{PluginErrors, render};
+use crate::config::{Environment, default_plugins, default_root};
 use crate::courier::sinks::Sink;
-use crate::effect::{Effect, Email, destination};
+use crate::effect::destination;
 use crate::grant::{EmailGrant, Grant, IrcGrant, Pattern};
 use crate::intake::source::{Received, ndjson};
 use crate::intake::task::{MemoryTasks, Tasks};
@@ -85,10 +84,9 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
     let sandbox = Sandbox::start()?;
     let registry = Registry::load(&sandbox, &plugins, &tenants).await;
     let registry = registry.map_err(PluginErrors).context("the demo needs the built plugins (`make guests`)")?;
-    let root = Url::parse("https://firefox-ci-tc.services.mozilla.com").context("the root")?;
     let capture = |capability| (destination(capability, ACCOUNT), Arc::new(Sink::Capture));
     let sinks = BTreeMap::from([capture("email"), capture("irc")]);
-    let tasks = Tasks::Memory(MemoryTasks::new(root));
+    let tasks = Tasks::Memory(MemoryTasks::new(default_root()));
     let keep = Duration::from_secs(60 * 60 * 24);
     let store = format!("sqlite:{database}");
     let metrics = Arc::new(Metrics::new().context("name the figures")?);
@@ -171,63 +169,20 @@ async fn show(store: &Store, json: bool, shown: &mut BTreeSet<Vec<u8>>) -> anyho
         let state: String = row.try_get("state")?;
         if json {
             let text = |column: &str| row.try_get::<String, _>(column);
-            println!(
-                "{}",
-                json!({
-                    "tenant": text("tenant")?, "plugin": text("plugin")?, "capability": payload.get("capability"),
-                    "task_id": text("task_id")?, "status": text("status")?, "state": state, "payload": payload,
-                })
-            );
+            let shown = json!({
+                "tenant": text("tenant")?, "plugin": text("plugin")?, "capability": payload.get("capability"),
+                "task_id": text("task_id")?, "status": text("status")?, "state": state, "payload": payload,
+            });
+            println!("{}", render::json(&shown));
         } else {
             let reason: Option<Vec<u8>> = row.try_get("reason")?;
             let reason = String::from_utf8_lossy(&reason.unwrap_or_default()).into_owned();
-            print(&row.try_get::<String, _>("status")?, &state, &reason, serde_json::from_value(payload)?);
+            let why_not = (state != "delivered").then_some(reason.as_str());
+            let status: String = row.try_get("status")?;
+            println!("{}", render::effect(&status, &state, why_not, &serde_json::from_value(payload)?));
         }
     }
     Ok(())
-}
-
-fn print(status: &str, state: &str, reason: &str, effect: Effect) {
-    let what = match &effect {
-        Effect::Email(email) => format!("mail to {}", email.recipient),
-        Effect::Irc(irc) => format!("IRC {}", irc.channel),
-    };
-    println!("── {status} ─ {} ─ {state}", printable(&what));
-    if state != "delivered" {
-        println!("   {}\n", printable(reason));
-        return;
-    }
-    match effect {
-        Effect::Email(email) => print_mail(email),
-        Effect::Irc(irc) => irc.lines.iter().for_each(|line| println!("   {}", printable(&without_colours(line)))),
-    }
-    println!();
-}
-
-fn print_mail(email: Email) {
-    let Email { to, subject, text, thread, .. } = email;
-    println!("   To: {}", printable(&to.join(", ")));
-    println!("   Subject: {}", printable(&subject));
-    if let Some(thread) = thread {
-        println!("   Thread: {}", printable(&thread));
-    }
-    println!();
-    for line in text.lines() {
-        println!("   {}", printable(line));
-    }
-}
-
-/// A line of IRC without its colour codes: `\x03` and two digits.
-fn without_colours(line: &str) -> String {
-    let mut parts = line.split('\u{3}');
-    let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |line, part| line + part.get(2..).unwrap_or_default())
-}
-
-/// Foreign text with nothing in it that a terminal would obey.
-fn printable(text: &str) -> String {
-    let hidden = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect()
 }
 
 const TENANT: &str = "demo";

@@ -264,7 +264,7 @@ fn identities(reader: &Reader<'_>) -> Identities {
     identities
 }
 
-fn default_root() -> Url {
+pub(super) fn default_root() -> Url {
     #[expect(clippy::expect_used, reason = "a constant, and the tests read it")]
     Url::parse("https://firefox-ci-tc.services.mozilla.com").expect("a constant")
 }

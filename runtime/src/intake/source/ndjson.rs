@@ -27,11 +27,16 @@ struct Line {
 
 /// Why a line is no event.
 #[derive(Debug, thiserror::Error)]
-#[error("line {number}: expected {{\"exchange\": …, \"body\": …}}: {why}")]
+#[error("line {number}: {why}")]
 pub struct LineError {
     number: usize,
-    why: String,
+    why: NotAnEvent,
 }
+
+/// Why a text is no event.
+#[derive(Debug, thiserror::Error)]
+#[error("expected {{\"exchange\": …, \"body\": …}}: {0}")]
+pub struct NotAnEvent(String);
 
 /// Reads lines until there are no more, or nobody wants them. Lines that are no events are logged and passed over.
 pub async fn run(lines: impl AsyncBufRead + Unpin, tasks: &MemoryTasks, out: &mpsc::Sender<Received>) {
@@ -66,12 +71,19 @@ pub async fn run(lines: impl AsyncBufRead + Unpin, tasks: &MemoryTasks, out: &mp
 /// # Errors
 /// [`LineError`].
 pub fn read(number: usize, line: &str, tasks: &MemoryTasks) -> Result<Delivery, LineError> {
-    let problem = |why: String| LineError { number, why };
-    let line: Line = serde_json::from_str(line).map_err(|error| problem(error.to_string()))?;
+    read_one(line, tasks).map_err(|why| LineError { number, why })
+}
+
+/// The delivery a text is, which may be laid out over several lines; a definition that comes along goes to `tasks`.
+///
+/// # Errors
+/// [`NotAnEvent`].
+pub fn read_one(text: &str, tasks: &MemoryTasks) -> Result<Delivery, NotAnEvent> {
+    let line: Line = serde_json::from_str(text).map_err(|error| NotAnEvent(error.to_string()))?;
     if let Some(task) = line.task {
-        let body: Value = serde_json::from_str(line.body.get()).map_err(|error| problem(error.to_string()))?;
+        let body: Value = serde_json::from_str(line.body.get()).map_err(|error| NotAnEvent(error.to_string()))?;
         let task_id = event::text(&body, "/status/taskId").and_then(TaskId::new);
-        let definition = Definition::parse(task.get().to_owned()).map_err(|why| problem(format!("task: {why}")))?;
+        let definition = Definition::parse(task.get().to_owned()).map_err(|why| NotAnEvent(format!("task: {why}")))?;
         if let Some(task_id) = task_id {
             tasks.define(task_id, definition);
         }
