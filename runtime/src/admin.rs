@@ -48,7 +48,16 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(Arc::new(self));
-        axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+        let serve = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let patience = async {
+            stop.cancelled().await;
+            tokio::time::sleep(PATIENCE).await;
+        };
+        tokio::select! {
+            served = serve => served,
+            // Somebody holds a connection open and says nothing.
+            () = patience => Ok(()),
+        }
     }
 }
 
@@ -64,8 +73,8 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
         consuming &= is_consuming;
         queues.insert(tenant.clone(), if is_consuming { "consuming" } else { "not consuming" });
     }
-    let (suspended, readable) = match admin.store.figures().await {
-        Ok(figures) => (figures.suspended, true),
+    let (suspended, readable) = match admin.store.suspended().await {
+        Ok(suspended) => (suspended, true),
         Err(_) => (BTreeMap::new(), false),
     };
     let ready = store_ready && consuming && readable;
@@ -84,3 +93,6 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
+
+/// How long open connections may take to end.
+const PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);

@@ -16,6 +16,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{ConfigError, Environment};
 use crate::registry::RegistryError;
+use crate::store::StoreError;
 use crate::trial::TrialError;
 
 /// Turns CI events into notifications, with plugins that nobody has to trust.
@@ -92,7 +93,8 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     let is_unusable = error.is::<ConfigError>()
         || error.is::<PluginErrors>()
         || error.is::<TrialError>()
-        || error.is::<plugin::NewError>();
+        || error.is::<plugin::NewError>()
+        || matches!(error.downcast_ref(), Some(StoreError::Address(_) | StoreError::Open { .. }));
     if is_unusable { ExitCode::from(78) } else { ExitCode::FAILURE }
 }
 

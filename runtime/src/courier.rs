@@ -5,14 +5,15 @@
 
 pub mod sinks;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::effect::EffectId;
 use crate::metrics::Metrics;
 use crate::retry;
 use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, now_ms};
@@ -75,6 +76,8 @@ pub struct Courier {
     pub keep: Duration,
     /// Counts what happens.
     pub metrics: Arc<Metrics>,
+    /// What is being performed, whose leases are kept.
+    pub in_flight: Mutex<HashSet<EffectId>>,
 }
 
 impl Courier {
@@ -111,7 +114,7 @@ impl Courier {
             let claimed = match self.store.claim(claim).await {
                 Ok(claimed) => claimed,
                 Err(error) => {
-                    tracing::debug!(%error, "claim");
+                    tracing::error!(%error, "claim");
                     Vec::new()
                 }
             };
@@ -136,6 +139,7 @@ impl Courier {
     }
 
     async fn attempt(&self, sink: &Sink, claimed: Claimed) {
+        let _in_flight = InFlight::begin(self, claimed.id);
         let receipt = match self.still_granted(&claimed) {
             Err(why) => Receipt::Refused(why),
             Ok(()) => sink.perform(&claimed).await,
@@ -158,6 +162,10 @@ impl Courier {
         }
     }
 
+    fn in_flight(&self) -> Vec<EffectId> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
     fn still_granted(&self, claimed: &Claimed) -> Result<(), String> {
         let tenant = self.tenants.get(&claimed.tenant).ok_or("the tenant was removed")?;
         let terms = tenant.plugins.get(&claimed.plugin).ok_or("the plugin was removed")?;
@@ -171,13 +179,32 @@ impl Courier {
         loop {
             let done = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = renew.tick() => self.store.renew(&self.owner).await,
+                _ = renew.tick() => self.store.renew(&self.owner, self.in_flight()).await,
                 _ = prune.tick() => self.store.prune(jiff::Timestamp::now() - self.keep).await,
             };
             if let Err(error) = done {
                 tracing::debug!(%error, "keep house");
             }
         }
+    }
+}
+
+/// One effect in flight, for as long as this lives: an attempt that is gone, however it went, keeps no lease.
+struct InFlight<'a> {
+    courier: &'a Courier,
+    effect: EffectId,
+}
+
+impl<'a> InFlight<'a> {
+    fn begin(courier: &'a Courier, effect: EffectId) -> Self {
+        courier.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(effect);
+        Self { courier, effect }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.courier.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.effect);
     }
 }
 
@@ -229,4 +256,4 @@ fn say(claimed: &Claimed, receipt: &Receipt, next: &Next) {
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PROBE_EVERY: Duration = Duration::from_secs(15);
-const PRUNE_EVERY: Duration = Duration::from_secs(60 * 60);
+const PRUNE_EVERY: Duration = Duration::from_secs(60);

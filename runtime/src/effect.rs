@@ -3,6 +3,7 @@
 //! Enters: what `grant` let through. Leaves: rows of the store, work for a sink. Pure.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -110,7 +111,7 @@ impl Effect {
         match self {
             Self::Email(email) => {
                 let header = email.to.iter().map(String::len).sum::<usize>() + email.subject.len();
-                header + email.text.len() + email.html.as_ref().map_or(0, String::len)
+                header + email.text.len() + email.html.as_ref().map_or(0, |html| html.len())
             }
             Self::Irc(irc) => irc.channel.len() + irc.lines.iter().map(String::len).sum::<usize>(),
         }
@@ -131,13 +132,13 @@ pub struct Email {
     /// The one address this copy goes to.
     pub recipient: String,
     /// What stands in `To:`.
-    pub to: Vec<String>,
+    pub to: Arc<[String]>,
     /// One line.
-    pub subject: String,
+    pub subject: Arc<str>,
     /// The mail as plain text.
-    pub text: String,
+    pub text: Arc<str>,
     /// The mail as HTML.
-    pub html: Option<String>,
+    pub html: Option<Arc<str>>,
     /// Mails of one thread are shown together.
     pub thread: Option<String>,
 }
@@ -235,7 +236,7 @@ mod tests {
         let effect = Effect::Email(Email {
             account: "smtp".into(),
             recipient: "a@example.com".into(),
-            to: vec!["a@example.com".into()],
+            to: ["a@example.com".into()].into(),
             subject: "s".into(),
             text: "t".into(),
             html: None,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use email_address::EmailAddress;
 
@@ -184,21 +185,24 @@ pub fn email(grant: &Grant, origin: &Origin, index: u32, mail: MailRequest) -> R
         .filter(|recipient| seen.insert(*recipient))
         .map(|recipient| (recipient, grant.recipient(recipient)))
         .collect();
-    let to: Vec<String> = checked.iter().filter(|(_, check)| check.is_ok()).map(|(to, _)| (*to).clone()).collect();
+    let to: Arc<[String]> = checked.iter().filter(|(_, check)| check.is_ok()).map(|(to, _)| (*to).clone()).collect();
     if let (true, Some((_, Err(refusal)))) = (to.is_empty(), checked.first()) {
         return Err(refusal.clone());
     }
+    let (subject, text): (Arc<str>, Arc<str>) = (mail.subject.into(), mail.text.into());
+    let html: Option<Arc<str>> = mail.html.map(Into::into);
+    let thread = mail.thread;
     let planned = checked.into_iter().map(|(recipient, check)| Planned {
         id: origin.effect(index, recipient),
         call: origin.call(index),
         effect: Effect::Email(Email {
             account: grant.account.clone(),
             recipient: recipient.clone(),
-            to: to.clone(),
-            subject: mail.subject.clone(),
-            text: mail.text.clone(),
-            html: mail.html.clone(),
-            thread: mail.thread.clone(),
+            to: Arc::clone(&to),
+            subject: Arc::clone(&subject),
+            text: Arc::clone(&text),
+            html: html.clone(),
+            thread: thread.clone(),
         }),
         refused: check.err().map(|refusal| refusal.to_string()),
     });
@@ -248,6 +252,9 @@ fn check_mail(mail: &MailRequest) -> Result<(), Refusal> {
     if mail.to.is_empty() {
         return Err(Refusal::Invalid("a mail without a recipient".into()));
     }
+    if mail.to.len() > RECIPIENTS_MAX {
+        return Err(Refusal::OverLimit(format!("a mail to more than {RECIPIENTS_MAX} recipients")));
+    }
     if mail.subject.chars().any(char::is_control) {
         return Err(Refusal::Invalid("a control character in the subject".into()));
     }
@@ -266,8 +273,8 @@ fn check_mail(mail: &MailRequest) -> Result<(), Refusal> {
 }
 
 fn check_address(address: &str) -> Result<(), Refusal> {
-    // A quoted local part may hold nearly anything, and nobody has one.
-    let strange = |c: char| c.is_control() || c.is_whitespace() || matches!(c, '"' | '<' | '>' | ',' | ';');
+    // A quoted local part or a domain in brackets may hold nearly anything, and nobody has one.
+    let strange = |c: char| c.is_control() || c.is_whitespace() || matches!(c, '"' | '<' | '>' | ',' | ';' | '[' | ']');
     if address.len() > ADDRESS_BYTES_MAX || address.contains(strange) || EmailAddress::from_str(address).is_err() {
         let shown: String = address.chars().take(60).collect();
         return Err(Refusal::Invalid(format!("expected a mail address, found {shown:?}")));
@@ -285,6 +292,7 @@ fn not_granted(what: &str) -> Refusal {
 
 /// What every plugin may import.
 const FREE: [&str; 4] = ["types", "taskcluster", "settings", "log"];
+const RECIPIENTS_MAX: usize = 256;
 const IRC_LINES_MAX: usize = 32;
 /// What is left of a message's 512 bytes once the server has put the sender and the channel before it.
 const IRC_LINE_BYTES_MAX: usize = 420;
@@ -334,7 +342,7 @@ mod tests {
         let refused: Vec<_> = planned.iter().map(|p| (p.effect.recipient(), p.refused.as_deref())).collect();
         assert_eq!(refused, [("a@example.com", None), ("b@evil.org", Some("not granted: mail to b@evil.org"))]);
         let Effect::Email(email) = &planned[0].effect else { panic!() };
-        assert_eq!(email.to, ["a@example.com"], "who is not told is not shown as told");
+        assert_eq!(*email.to, ["a@example.com".to_owned()], "who is not told is not shown as told");
         assert_eq!(planned[0].call, planned[1].call);
         assert_ne!(planned[0].id, planned[1].id);
     }
@@ -361,6 +369,8 @@ mod tests {
             mail(&["Name <a@b.cd>"]),
             mail(&["\"a b\"@b.cd"]),
             mail(&["nobody"]),
+            mail(&["x@[foo]"]),
+            mail(&["x@[127.0.0.1]"]),
             mail(&[&format!("{}@b.cd", "a".repeat(300))]),
             MailRequest { subject: "a\r\nBcc: x@y.zz".into(), ..mail(&["a@b.cd"]) },
             MailRequest { subject: "a\0".into(), ..mail(&["a@b.cd"]) },

@@ -5,7 +5,8 @@ use std::time::Duration;
 use rand::RngExt;
 
 /// When to try again, in milliseconds since 1970, after `tries` tries of something first wanted at `since_ms`: give or
-/// take a fifth, so that what failed together does not come back together. `None` once it has been wanted for three days.
+/// take a fifth, so that what failed together does not come back together. `None` once it has been
+/// wanted for three days and tried six times.
 #[must_use]
 pub fn next_try_ms(tries: u32, since_ms: i64, now_ms: i64) -> Option<i64> {
     let age = Duration::from_millis(u64::try_from(now_ms - since_ms).unwrap_or(0));
@@ -25,10 +26,11 @@ pub fn jittered(wait: Duration) -> Duration {
 }
 
 fn delay(tries: u32, age: Duration) -> Option<Duration> {
-    if age >= GIVE_UP_AFTER {
+    let step = tries.saturating_sub(1) as usize;
+    // What waited for days without being tried has its first tries yet.
+    if age >= GIVE_UP_AFTER && step >= STEPS.len() {
         return None;
     }
-    let step = tries.saturating_sub(1) as usize;
     Some(STEPS.get(step).copied().unwrap_or(LONGEST))
 }
 
@@ -51,7 +53,8 @@ mod tests {
         let waits: Vec<_> =
             (1..=7).filter_map(|tries| delay(tries, Duration::ZERO)).map(|wait| wait.as_secs()).collect();
         assert_eq!(waits, [5, 30, 120, 600, 3_600, 21_600, 21_600]);
-        assert_eq!(delay(1, Duration::from_secs(3 * 86_400)), None);
+        let old = Duration::from_secs(3 * 86_400);
+        assert_eq!((delay(5, old), delay(6, old)), (Some(Duration::from_secs(3_600)), None));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The running service: both halves of the path, started in order and shut down in order.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -83,6 +83,7 @@ impl Service {
             owner: Courier::new_owner(),
             keep: parts.keep,
             metrics: Arc::clone(&parts.metrics),
+            in_flight: Mutex::default(),
         });
         courier.start(&stop_courier, &attempts);
         let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());

@@ -8,6 +8,7 @@ mod rows;
 mod sqlite;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -15,6 +16,7 @@ use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::effect::EffectId;
 pub use rows::*;
 use writer::{Write, Written};
 
@@ -163,12 +165,13 @@ impl Store {
         self.write(Write::Finish(finished)).await.map(drop)
     }
 
-    /// Extends the leases of everything `owner` has claimed.
+    /// Extends the leases of effects that `owner` is performing.
     ///
     /// # Errors
     /// [`StoreError::Closed`].
-    pub async fn renew(&self, owner: &str) -> Result<(), StoreError> {
-        self.write(Write::Renew { owner: owner.to_owned(), lease_ms: now_ms() + LEASE_MS }).await.map(drop)
+    pub async fn renew(&self, owner: &str, effects: Vec<EffectId>) -> Result<(), StoreError> {
+        let (owner, lease_ms) = (owner.to_owned(), now_ms() + LEASE_MS);
+        self.write(Write::Renew { owner, effects, lease_ms }).await.map(drop)
     }
 
     /// Makes the next probe of every suspended destination due now: the configuration may just have been mended.
@@ -187,7 +190,7 @@ impl Store {
         self.write(Write::Prune { before_ms: before.as_millisecond() }).await.map(drop)
     }
 
-    /// Remembers exactly these bindings of a queue, and returns those it remembered that are not among them.
+    /// Remembers these bindings of a queue too, and returns those it remembers that are not among them.
     ///
     /// # Errors
     /// [`StoreError::Closed`].
@@ -196,6 +199,14 @@ impl Store {
             Written::Bindings(stale) => Ok(stale),
             _ => Err(StoreError::Closed),
         }
+    }
+
+    /// The suspended destinations, with what they answered.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn suspended(&self) -> Result<BTreeMap<String, String>, StoreError> {
+        Ok(sqlite::suspended(&self.reader).await?)
     }
 
     /// What the database counts for the figures.
@@ -215,6 +226,14 @@ impl Store {
                      + (SELECT COUNT(*) FROM invocation WHERE state = 'retry') \
                      + (SELECT COUNT(*) FROM effect WHERE state IN ('pending', 'claimed'))";
         Ok(sqlx::query_scalar(count).fetch_one(&self.reader).await?)
+    }
+
+    /// Forgets a binding that was taken back.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn unbound(&self, queue: &str, binding: Binding) -> Result<(), StoreError> {
+        self.write(Write::Unbound { queue: queue.to_owned(), binding }).await.map(drop)
     }
 
     /// Read-only connections, for those who look and change nothing.

@@ -19,7 +19,7 @@ const LEAST: [(&str, &str); 6] = [
 
 /// Runs a command to its end; its exit code and what it printed.
 async fn run(arguments: &[&str], env: &[(&str, &str)]) -> Result<(Option<i32>, String)> {
-    let plugins = plugins(&["smtp", "hostile"])?;
+    let plugins = plugins(&["irc", "smtp", "hostile"])?;
     let mut service = Service::new(arguments)?.env("PN_PLUGINS", plugins.path().display());
     for (name, value) in env {
         service = service.env(name, value);
@@ -69,7 +69,7 @@ async fn the_demo_as_json_prints_one_object_an_effect() -> Result<()> {
 
 #[tokio::test]
 async fn the_demo_takes_other_events_and_passes_over_what_is_none() -> Result<()> {
-    let plugins = plugins(&["smtp"])?;
+    let plugins = plugins(&["irc", "smtp"])?;
     let mut service =
         Service::new(&["demo", "--once", "--events", "events.ndjson"])?.env("PN_PLUGINS", plugins.path().display());
     let event = r#"{"exchange": "exchange/taskcluster-queue/v1/task-failed",
@@ -94,7 +94,7 @@ async fn check_explains_a_good_configuration_and_shows_no_secret() -> Result<()>
         "exchange/taskcluster-queue/v1/task-exception #",
         "mail.example.com:587, STARTTLS",
         "may mail * by account smtp",
-        "every plugin may mail anyone a task names",
+        "every plugin may mail anyone and talk in any channel a task names",
     ] {
         assert!(output.contains(expected), "{expected}: {output}");
     }

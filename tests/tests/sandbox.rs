@@ -189,7 +189,7 @@ async fn no_state_survives_between_calls() {
         let report = sandbox.invoke(&version, invocation("behave", Limits::default())).await;
         let Ending::Planned(plan) = report.ending else { panic!("{report:?}") };
         let pulse_notifier::effect::Effect::Email(email) = &plan.effects[0].effect else { panic!() };
-        assert_eq!(email.subject, "behave 1");
+        assert_eq!(&*email.subject, "behave 1");
     }
 }
 

@@ -74,7 +74,7 @@ mod tests {
         Effect::Email(Email {
             account: "smtp".into(),
             recipient: "a@example.com".into(),
-            to: vec!["a@example.com".into(), "b@example.com".into()],
+            to: ["a@example.com".into(), "b@example.com".into()].into(),
             subject: "s\u{1b}[2J".into(),
             text: "one\n\n\u{202e}two\u{9b}\n".into(),
             html: None,

@@ -107,6 +107,15 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A port.
+    pub(super) fn port(&self, name: &str, default: u16) -> u16 {
+        let port = self.parsed(name, "a port", default);
+        if port == 0 {
+            self.problem(name, "expected a port from 1 to 65535, found 0");
+        }
+        port
+    }
+
     /// One of a few words.
     pub(super) fn one_of<T: Copy>(&self, name: &str, words: &[(&str, T)], default: T) -> T {
         let Some(text) = self.text(name) else { return default };

@@ -53,14 +53,19 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         tenants: vec![tenant],
         admin: admin(&reader),
         drain: Duration::from_secs(reader.parsed("PN_DRAIN_SECONDS", "a number of seconds", 30)),
-        keep: Duration::from_secs(60 * 60 * 24 * reader.parsed("PN_KEEP_DAYS", "a number of days", 30_u64).min(10_000)),
+        keep: Duration::from_secs(
+            60 * 60 * 24 * reader.parsed("PN_KEEP_DAYS", "a number of days", 30_u64).clamp(1, 10_000),
+        ),
         notes: Vec::new(),
     };
     if !matches!(config.taskcluster_root.scheme(), "http" | "https") {
         reader.problem("TASKCLUSTER_ROOT_URL", "expected an http or https URL");
     }
-    if !config.store.starts_with("sqlite:") {
-        reader.problem("PN_STORE", "expected sqlite:<path>");
+    if !config.taskcluster_root.username().is_empty() || config.taskcluster_root.password().is_some() {
+        reader.problem("TASKCLUSTER_ROOT_URL", "expected a URL without user and password: it is shown to everybody");
+    }
+    if !config.store.strip_prefix("sqlite:").is_some_and(|path| !path.is_empty() && !path.contains(":memory:")) {
+        reader.problem("PN_STORE", "expected sqlite:<path>, a file");
     }
     reader.text("LOG_LEVEL"); // read by `cli` before anything else
     if config.delivery == DeliveryMode::Capture {
@@ -69,7 +74,7 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
     notes.push(
         "the predecessor's grants apply: every plugin may mail anyone and talk in any channel a task names".into(),
     );
-    for name in reader.unread(&["PN_", "PULSE_", "SMTP_", "IRC_"]) {
+    for name in reader.unread(&["PN_", "PULSE_", "SMTP_", "IRC_", "SNS_", "S3_", "SES_", "FLUX_", "INFLUXDB_"]) {
         notes.push(format!("{name} is set, but nothing reads it"));
     }
     reader.finish(Config { notes, ..config })
@@ -85,9 +90,14 @@ fn admin(reader: &Reader<'_>) -> Option<SocketAddr> {
 }
 
 fn broker(reader: &Reader<'_>) -> Broker {
+    for name in ["PULSE_VHOST", "PULSE_LOGIN"] {
+        if reader.text(name).is_some_and(|text| text.len() > AMQP_NAME_BYTES_MAX) {
+            reader.problem(name, format!("expected a name of at most {AMQP_NAME_BYTES_MAX} bytes"));
+        }
+    }
     Broker {
         host: reader.text("PULSE_HOST").unwrap_or("pulse.mozilla.org").to_owned(),
-        port: reader.parsed("PULSE_PORT", "a port", 5671),
+        port: reader.port("PULSE_PORT", 5671),
         tls: reader.truth("PULSE_SSL", true),
         vhost: reader.text("PULSE_VHOST").unwrap_or("/").to_owned(),
         login: reader.required("PULSE_LOGIN", "the Pulse user").to_owned(),
@@ -115,6 +125,18 @@ fn queue(reader: &Reader<'_>, login: &str, notes: &mut Vec<String>) -> Queue {
     let bindings = exchanges.iter().map(full).flat_map(|exchange| {
         routing_keys.iter().map(move |key| Binding { exchange: exchange.clone(), routing_key: key.clone() })
     });
+    for (variable, text) in [("PULSE_QUEUE", format!("queue/{login}/{name}"))]
+        .into_iter()
+        .chain(exchanges.iter().map(|exchange| ("PULSE_EXCHANGES", full(exchange))))
+        .chain(routing_keys.iter().map(|key| ("ROUTING_KEYS", key.clone())))
+    {
+        if text.len() > AMQP_NAME_BYTES_MAX {
+            reader.problem(
+                variable,
+                format!("expected a name of at most {AMQP_NAME_BYTES_MAX} bytes, found {}", text.len()),
+            );
+        }
+    }
     let kinds = [("classic", QueueKind::Classic), ("quorum", QueueKind::Quorum)];
     let kind = reader.one_of("PULSE_QUEUE_TYPE", &kinds, QueueKind::Plain);
     Queue { name: format!("queue/{login}/{name}"), kind, bindings: bindings.collect() }
@@ -137,7 +159,7 @@ fn services(reader: &Reader<'_>) -> Vec<String> {
 fn smtp(reader: &Reader<'_>, needed: bool, notes: &mut Vec<String>) -> Option<SmtpAccount> {
     let kinds = [("starttls", SmtpSecurity::StartTls), ("tls", SmtpSecurity::Tls), ("none", SmtpSecurity::None)];
     let security = reader.one_of("SMTP_SECURITY", &kinds, SmtpSecurity::StartTls);
-    let port = reader.parsed("SMTP_PORT", "a port", 587);
+    let port = reader.port("SMTP_PORT", 587);
     let domain = reader.text("EMAIL_THREADING_DOMAIN").unwrap_or("mozilla.com");
     if !domain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-') {
         reader.problem("EMAIL_THREADING_DOMAIN", format!("expected a domain, found {domain:?}"));
@@ -169,7 +191,7 @@ fn smtp(reader: &Reader<'_>, needed: bool, notes: &mut Vec<String>) -> Option<Sm
 
 fn irc(reader: &Reader<'_>, needed: bool) -> Option<IrcAccount> {
     let tls = reader.truth("IRC_TLS", true);
-    let port = reader.parsed("IRC_PORT", "a port", 6697);
+    let port = reader.port("IRC_PORT", 6697);
     let burst = reader.parsed("IRC_BURST", "a number of lines", 4);
     let line_seconds: f64 = reader.parsed("IRC_LINE_SECONDS", "a number of seconds", 2.0);
     let line_every = Duration::try_from_secs_f64(line_seconds).unwrap_or_else(|_| {
@@ -271,6 +293,7 @@ pub(super) fn default_root() -> Url {
 
 const SMTP_ACCOUNT: &str = "smtp";
 const IRC_ACCOUNT: &str = "irc";
+const AMQP_NAME_BYTES_MAX: usize = 255;
 const STATUSES: [&str; 7] = [
     "task-defined",
     "task-pending",

@@ -77,7 +77,11 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn warn(&mut self, warning: String) {
-        self.wishes.warnings.push(warning);
+        match self.wishes.warnings.len() {
+            WARNINGS_MAX => self.wishes.warnings.push("and more that cannot be followed".into()),
+            fewer if fewer < WARNINGS_MAX => self.wishes.warnings.push(warning),
+            _ => {}
+        }
     }
 
     /// The section about this event's status; the newer key wins over the older one.
@@ -167,16 +171,22 @@ impl<'a> Reader<'a> {
     fn texts(&mut self, section: &Map<String, Value>, field: &str) -> Vec<String> {
         let values = match section.get(field) {
             None | Some(Value::Null) => return Vec::new(),
-            Some(Value::String(one)) => return vec![one.trim().to_owned()],
+            Some(Value::String(one)) => {
+                return Some(one.trim().to_owned()).into_iter().filter(|one| !one.is_empty()).collect();
+            }
             Some(Value::Array(values)) => values,
             Some(other) => {
                 self.warn(format!("{field}: expected a list of texts, found {}", kind(other)));
                 return Vec::new();
             }
         };
-        let mut texts: Vec<String> = Vec::with_capacity(values.len());
-        for value in values {
+        if values.len() > TEXTS_MAX {
+            self.warn(format!("{field}: {} entries, of which the first {TEXTS_MAX} count", values.len()));
+        }
+        let mut texts: Vec<String> = Vec::new();
+        for value in values.iter().take(TEXTS_MAX) {
             match value.as_str().map(str::trim) {
+                Some("") => {}
                 Some(text) if texts.iter().any(|earlier| earlier == text) => {
                     self.warn(format!("{field}: {} is named twice and counts once", quoted(text)));
                 }
@@ -221,6 +231,11 @@ impl<'a> Reader<'a> {
         format!("Task {} ({}) is {state}. {}", self.event.task_id, self.task_name(), self.task_url)
     }
 }
+
+/// Entries of one list that count.
+const TEXTS_MAX: usize = 256;
+/// Warnings about one event that are said.
+const WARNINGS_MAX: usize = 20;
 
 fn short_status(status: &str) -> &str {
     status.strip_prefix("task-").unwrap_or(status)

@@ -211,6 +211,14 @@ impl TaskReads {
         &self,
         read: impl Future<Output = Result<T, ReadError>> + Send + 'static,
     ) -> Result<T, ReadError> {
-        self.io.spawn(read).await.unwrap_or_else(|error| Err(ReadError::Unavailable(error.to_string())))
+        let read = self.io.spawn(tokio::time::timeout(READ_TIMEOUT, read));
+        match read.await {
+            Ok(Ok(read)) => read,
+            Ok(Err(_)) => Err(ReadError::Unavailable("no answer in time".into())),
+            Err(error) => Err(ReadError::Unavailable(error.to_string())),
+        }
     }
 }
+
+/// Well below the time a guest has, so that it learns of it and can ask to be run again.
+const READ_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(4);

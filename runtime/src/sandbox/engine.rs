@@ -36,12 +36,13 @@ fn pool() -> PoolingAllocationConfig {
     let slots = CALLS_MAX as u32 * 2;
     pool.total_component_instances(slots)
         .total_stacks(slots)
-        .total_core_instances(slots * 8)
-        .total_memories(slots * 2)
-        .total_tables(slots * 4)
-        .max_core_instances_per_component(64)
-        .max_memories_per_component(4)
-        .max_tables_per_component(32)
+        // What one component may have, all of them may have at once: none can take another's.
+        .total_core_instances(slots * CORE_INSTANCES_MAX)
+        .total_memories(slots * MEMORIES_MAX)
+        .total_tables(slots * TABLES_MAX)
+        .max_core_instances_per_component(CORE_INSTANCES_MAX)
+        .max_memories_per_component(MEMORIES_MAX)
+        .max_tables_per_component(TABLES_MAX)
         .max_component_instance_size(4 << 20)
         .max_core_instance_size(4 << 20)
         .max_memory_size(MEMORY_BYTES_CEILING)
@@ -88,6 +89,9 @@ impl Drop for Ticker {
     }
 }
 
+const CORE_INSTANCES_MAX: u32 = 64;
+const MEMORIES_MAX: u32 = 4;
+const TABLES_MAX: u32 = 32;
 const TICK: Duration = Duration::from_millis(1);
 const STACK_BYTES_MAX: usize = 512 << 10;
 const TABLE_ELEMENTS_MAX: usize = 100_000;

@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::rows::*;
 use super::writer::{Write, Written};
-use super::{LEASE_MS, TAKEN_MS};
+use super::{LEASE_MS, TAKEN_MS, now_ms};
 use crate::effect::{EffectId, Hash, Planned};
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
@@ -76,7 +76,8 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
             finish_all(connection, &[finished]).await?;
             Written::Nothing
         }
-        Write::Renew { owner, lease_ms } => renew(connection, owner, *lease_ms).await?,
+        Write::Renew { owner, effects, lease_ms } => renew(connection, owner, effects, *lease_ms).await?,
+        Write::Unbound { queue, binding } => unbound(connection, queue, binding).await?,
         Write::ProbeNow => {
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
             Written::Nothing
@@ -165,11 +166,16 @@ async fn insert_invocations(
                 .push_bind(due_ms)
                 .push_bind(1_u32);
         });
-        insert.push(" RETURNING id");
-        // Rows come back in the order they were given.
-        let ids: Vec<i64> = insert.build_query_scalar().fetch_all(&mut *connection).await?;
-        for (id, (_, settled, invocation)) in ids.into_iter().zip(chunk) {
-            effects.extend(rows_of_plan(id, &settled.tenant, settled.received_ms, invocation));
+        insert.push(" RETURNING id, event_id, identity, plugin");
+        let mut ids: HashMap<(i64, String, String), i64> = HashMap::new();
+        for row in insert.build().fetch_all(&mut *connection).await? {
+            let key = (row.try_get("event_id")?, row.try_get("identity")?, row.try_get("plugin")?);
+            ids.insert(key, row.try_get("id")?);
+        }
+        for (event_id, settled, invocation) in chunk {
+            let key = (*event_id, invocation.identity.clone(), invocation.plugin.clone());
+            let Some(id) = ids.get(&key).copied() else { continue };
+            effects.extend(rows_of_plan(id, &settled.tenant, invocation));
         }
     }
     insert_effects(connection, &effects).await
@@ -186,12 +192,8 @@ struct EffectRow<'a> {
 }
 
 /// The effects of a plan, each told which one to the same recipient comes before it.
-fn rows_of_plan<'a>(
-    invocation_id: i64,
-    tenant: &'a str,
-    created_ms: i64,
-    invocation: &'a Invocation,
-) -> Vec<EffectRow<'a>> {
+fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: &'a Invocation) -> Vec<EffectRow<'a>> {
+    let created_ms = now_ms();
     let Outcome::Done(plan) = &invocation.outcome else { return Vec::new() };
     let mut last: HashMap<(&str, &str, &str), EffectId> = HashMap::new();
     let row = |planned: &'a Planned| {
@@ -271,7 +273,7 @@ async fn settle_retry(connection: &mut SqliteConnection, retried: &Retried) -> R
     if update.execute(&mut *connection).await?.rows_affected() == 0 {
         return Ok(Verdict::Lost);
     }
-    let effects = rows_of_plan(retried.invocation_id, &retried.tenant, retried.received_ms, invocation);
+    let effects = rows_of_plan(retried.invocation_id, &retried.tenant, invocation);
     insert_effects(connection, &effects).await?;
     Ok(Verdict::Won)
 }
@@ -298,23 +300,35 @@ async fn bury(connection: &mut SqliteConnection, dead: &DeadDelivery) -> Result<
 async fn due_events(connection: &mut SqliteConnection, now_ms: i64, limit: u32) -> Result<Vec<DeferredEvent>> {
     let rows = sqlx::query(
         "UPDATE event SET due_ms = ? WHERE id IN (SELECT id FROM event WHERE state = 'deferred' AND due_ms <= ? \
-         ORDER BY due_ms LIMIT ?) RETURNING tenant, delivery, received_ms, tries",
+         ORDER BY due_ms LIMIT ?) RETURNING id, tenant, delivery, received_ms, tries",
     )
     .bind(now_ms + TAKEN_MS)
     .bind(now_ms)
     .bind(limit)
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(DeferredEvent {
-                tenant: row.try_get("tenant")?,
-                delivery: Arc::new(from_json(row, "delivery")?),
-                received_ms: row.try_get("received_ms")?,
-                tries: row.try_get("tries")?,
-            })
-        })
-        .collect()
+    let mut events = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match deferred_event(row) {
+            Ok(event) => events.push(event),
+            Err(error) => {
+                tracing::error!(%error, "a deferred event cannot be read back and is dead");
+                let dead = "UPDATE event SET state = 'dead', reason = ? WHERE id = ?";
+                let id: i64 = row.try_get("id")?;
+                sqlx::query(dead).bind(error.to_string().into_bytes()).bind(id).execute(&mut *connection).await?;
+            }
+        }
+    }
+    Ok(events)
+}
+
+fn deferred_event(row: &SqliteRow) -> Result<DeferredEvent> {
+    Ok(DeferredEvent {
+        tenant: row.try_get("tenant")?,
+        delivery: Arc::new(from_json(row, "delivery")?),
+        received_ms: row.try_get("received_ms")?,
+        tries: row.try_get("tries")?,
+    })
 }
 
 async fn due_retries(connection: &mut SqliteConnection, now_ms: i64, limit: u32) -> Result<Vec<DueRetry>> {
@@ -356,6 +370,8 @@ async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<C
     let limit = match suspension(connection, claim).await? {
         None => claim.limit,
         Some(probe_ms) if probe_ms > claim.now_ms => return Ok(Vec::new()),
+        // One at a time: while any attempt is under way, its answer is what is waited for.
+        Some(_) if is_attempted(connection, claim).await? => return Ok(Vec::new()),
         Some(_) => claim.limit.min(1),
     };
     let rows = sqlx::query(
@@ -379,9 +395,30 @@ async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<C
     .bind(limit)
     .fetch_all(&mut *connection)
     .await?;
-    let claimed: Vec<Claimed> = rows.iter().map(claimed).collect::<Result<_>>()?;
+    let mut claimed = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match self::claimed(row) {
+            Ok(readable) => claimed.push(readable),
+            Err(error) => {
+                tracing::error!(%error, "an effect cannot be read back and is dead");
+                let dead = "UPDATE effect SET state = 'dead', reason = ? WHERE id = ?";
+                let id: Vec<u8> = row.try_get("id")?;
+                sqlx::query(dead).bind(error.to_string().into_bytes()).bind(id).execute(&mut *connection).await?;
+            }
+        }
+    }
     record_attempts(connection, claim, &claimed).await?;
     Ok(claimed)
+}
+
+async fn is_attempted(connection: &mut SqliteConnection, claim: &Claim) -> Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM effect WHERE state = 'claimed' AND destination = ? AND lease_ms > ?)",
+    )
+    .bind(&claim.destination)
+    .bind(claim.now_ms)
+    .fetch_one(connection)
+    .await
 }
 
 /// When a suspended destination is probed next; taking the probe puts the next one off by a lease.
@@ -496,34 +533,47 @@ async fn record_suspension(connection: &mut SqliteConnection, finished: &Finishe
 /// Counts by partial indexes, so that it takes no longer as the tables grow.
 pub(super) async fn figures(reader: &SqlitePool, now_ms: i64) -> Result<Figures> {
     let count = |query: &'static str| sqlx::query_scalar::<_, i64>(query).fetch_one(reader);
-    let effects = BTreeMap::from([
-        ("pending".into(), count("SELECT COUNT(*) FROM effect WHERE state = 'pending'").await?),
-        ("claimed".into(), count("SELECT COUNT(*) FROM effect WHERE state = 'claimed'").await?),
-        ("dead".into(), count("SELECT COUNT(*) FROM effect WHERE state = 'dead'").await?),
-        ("expired".into(), count("SELECT COUNT(*) FROM effect WHERE state = 'expired'").await?),
+    let mut effects = BTreeMap::from([
+        ("pending".to_owned(), count("SELECT COUNT(*) FROM effect WHERE state = 'pending'").await?),
+        ("claimed".to_owned(), count("SELECT COUNT(*) FROM effect WHERE state = 'claimed'").await?),
+        ("dead".to_owned(), 0),
+        ("expired".to_owned(), 0),
     ]);
+    let lost = "SELECT state, COUNT(*) AS count FROM effect WHERE state IN ('dead', 'expired') GROUP BY state";
+    for row in sqlx::query(lost).fetch_all(reader).await? {
+        effects.insert(row.try_get("state")?, row.try_get("count")?);
+    }
     let oldest = "SELECT MIN(created_ms) FROM effect WHERE state IN ('pending', 'claimed')";
     let oldest: Option<i64> = sqlx::query_scalar(oldest).fetch_one(reader).await?;
-    let rows = sqlx::query("SELECT destination, reason FROM suspension").fetch_all(reader).await?;
-    let mut suspended = BTreeMap::new();
-    for row in rows {
-        let reason: Vec<u8> = row.try_get("reason")?;
-        suspended.insert(row.try_get("destination")?, String::from_utf8_lossy(&reason).into_owned());
-    }
     Ok(Figures {
         effects,
         oldest_pending_ms: oldest.map_or(0, |oldest| now_ms - oldest),
         in_doubt: count("SELECT COUNT(*) FROM effect WHERE in_doubt > 0").await?,
-        suspended,
+        suspended: suspended(reader).await?,
     })
 }
 
-async fn renew(connection: &mut SqliteConnection, owner: &str, lease_ms: i64) -> Result<Written> {
-    sqlx::query("UPDATE effect SET lease_ms = ? WHERE state = 'claimed' AND owner = ?")
-        .bind(lease_ms)
-        .bind(owner)
-        .execute(connection)
-        .await?;
+pub(super) async fn suspended(reader: &SqlitePool) -> Result<BTreeMap<String, String>> {
+    let rows = sqlx::query("SELECT destination, reason FROM suspension").fetch_all(reader).await?;
+    let suspended = |row: &SqliteRow| {
+        let reason: Vec<u8> = row.try_get("reason")?;
+        Ok((row.try_get("destination")?, String::from_utf8_lossy(&reason).into_owned()))
+    };
+    rows.iter().map(suspended).collect()
+}
+
+async fn renew(connection: &mut SqliteConnection, owner: &str, effects: &[EffectId], lease_ms: i64) -> Result<Written> {
+    for chunk in effects.chunks(ROWS_PER_STATEMENT) {
+        let mut update = QueryBuilder::<Sqlite>::new("UPDATE effect SET lease_ms = ");
+        update.push_bind(lease_ms).push(" WHERE state = 'claimed' AND owner = ").push_bind(owner.to_owned());
+        update.push(" AND id IN (");
+        let mut ids = update.separated(", ");
+        for id in chunk {
+            ids.push_bind(id.as_bytes().to_vec());
+        }
+        update.push(")");
+        update.build().execute(&mut *connection).await?;
+    }
     Ok(Written::Nothing)
 }
 
@@ -541,10 +591,6 @@ async fn prune(connection: &mut SqliteConnection, before_ms: i64) -> Result<Writ
 }
 
 async fn bindings(connection: &mut SqliteConnection, queue: &str, wanted: &[Binding]) -> Result<Vec<Binding>> {
-    let rows = sqlx::query("DELETE FROM binding WHERE queue = ? RETURNING exchange, routing_key")
-        .bind(queue)
-        .fetch_all(&mut *connection)
-        .await?;
     for binding in wanted {
         sqlx::query("INSERT INTO binding (queue, exchange, routing_key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
             .bind(queue)
@@ -553,15 +599,25 @@ async fn bindings(connection: &mut SqliteConnection, queue: &str, wanted: &[Bind
             .execute(&mut *connection)
             .await?;
     }
+    let known = sqlx::query("SELECT exchange, routing_key FROM binding WHERE queue = ?").bind(queue);
+    let known: Vec<Binding> = known
+        .fetch_all(connection)
+        .await?
+        .iter()
+        .map(|row| Ok(Binding { exchange: row.try_get("exchange")?, routing_key: row.try_get("routing_key")? }))
+        .collect::<Result<_>>()?;
     let wanted: BTreeSet<_> = wanted.iter().collect();
-    let mut stale = Vec::new();
-    for row in rows {
-        let binding = Binding { exchange: row.try_get("exchange")?, routing_key: row.try_get("routing_key")? };
-        if !wanted.contains(&binding) {
-            stale.push(binding);
-        }
-    }
-    Ok(stale)
+    Ok(known.into_iter().filter(|binding| !wanted.contains(binding)).collect())
+}
+
+async fn unbound(connection: &mut SqliteConnection, queue: &str, binding: &Binding) -> Result<Written> {
+    sqlx::query("DELETE FROM binding WHERE queue = ? AND exchange = ? AND routing_key = ?")
+        .bind(queue)
+        .bind(&binding.exchange)
+        .bind(&binding.routing_key)
+        .execute(connection)
+        .await?;
+    Ok(Written::Nothing)
 }
 
 fn event_state(fate: &Fate) -> (&'static str, Option<Vec<u8>>, Option<i64>) {

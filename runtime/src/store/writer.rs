@@ -11,6 +11,7 @@ use super::rows::{
     Binding, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Finished, Retried, Settled, Verdict,
 };
 use super::{Health, StoreError, sqlite};
+use crate::effect::EffectId;
 
 /// One thing to write.
 pub(super) enum Write {
@@ -21,10 +22,11 @@ pub(super) enum Write {
     DueRetries { now_ms: i64, limit: u32 },
     Claim(Claim),
     Finish(Finished),
-    Renew { owner: String, lease_ms: i64 },
+    Renew { owner: String, effects: Vec<EffectId>, lease_ms: i64 },
     ProbeNow,
     Prune { before_ms: i64 },
     Bindings { queue: String, bindings: Vec<Binding> },
+    Unbound { queue: String, binding: Binding },
 }
 
 impl Write {

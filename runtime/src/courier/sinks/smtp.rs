@@ -85,8 +85,8 @@ impl Smtp {
     pub(super) async fn perform(&self, claimed: &Claimed, email: &Email) -> Receipt {
         let (recipient, body) = match (email.recipient.parse(), message::build(&self.account, claimed, email)) {
             (Ok(recipient), Ok(body)) => (recipient, body),
-            (Err(error), _) => return Receipt::Permanent(format!("recipient: {error}")),
-            (_, Err(error)) => return Receipt::Permanent(format!("build the mail: {error}")),
+            (Err(error), _) => return Receipt::Refused(format!("recipient: {error}")),
+            (_, Err(error)) => return Receipt::Refused(format!("build the mail: {error}")),
         };
         match self.send(&recipient, &body).await {
             Ok(response) => Receipt::Delivered(first_line(&response)),
@@ -202,7 +202,12 @@ async fn step<T>(
                 None if error.is_client() || error.is_tls() || tls::is_about_tls(&error) => Cause::Configuration,
                 None => Cause::Silence,
             };
-            Err(Failure { step, cause, what: whole(&error) })
+            let what = match (step, cause) {
+                // What a server says here may repeat what it was told.
+                (Step::Login, Cause::Answer(code)) => format!("the server refuses the login ({code})"),
+                _ => whole(&error),
+            };
+            Err(Failure { step, cause, what })
         }
         Err(_) => {
             let what = format!("no answer within {} s", limit.as_secs());

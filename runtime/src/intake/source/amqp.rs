@@ -48,8 +48,8 @@ pub struct Acker(lapin::Acker);
 impl Acker {
     pub(super) async fn ack(self) {
         // A connection that broke since took the ack with it; the broker delivers again and the store knows the event.
-        if let Err(error) = self.0.ack(BasicAckOptions::default()).await {
-            tracing::debug!(%error, "ack: it will be delivered again");
+        if let Err(error) = within("ack", self.0.ack(BasicAckOptions::default())).await {
+            tracing::debug!(%error, "not acked: it will be delivered again");
         }
     }
 }
@@ -236,7 +236,11 @@ impl AmqpSource {
             let (queue, exchange) = (self.queue.name.as_str().into(), binding.exchange.as_str().into());
             let key = binding.routing_key.as_str().into();
             match within("unbind", channel.queue_unbind(queue, exchange, key, FieldTable::default())).await {
-                Ok(()) => close_channel(&channel).await?,
+                Ok(()) => {
+                    close_channel(&channel).await?;
+                    // Not forgotten, it is only taken back once more at the next start.
+                    drop(self.store.unbound(&self.queue.name, binding).await);
+                }
                 Err(error) => tracing::warn!(exchange = %binding.exchange, %error, "a binding of the past stays"),
             }
         }

@@ -84,6 +84,8 @@ impl HttpTasks {
     }
 
     async fn fetch_now(&self, task_id: &TaskId) -> Result<Arc<Definition>, TaskError> {
+        // Held until the definition is read, so that few large ones are in memory at once.
+        let _call = self.calls.acquire().await.map_err(|error| TaskError::Unavailable(error.to_string()))?;
         let answer = self.call(&["task", task_id.as_str()]).await.map_err(TaskError::Unavailable)?;
         match answer.status() {
             StatusCode::OK => {}
@@ -95,14 +97,16 @@ impl HttpTasks {
             status if is_trouble(status) => return Err(TaskError::Unavailable(status.to_string())),
             status => return Err(TaskError::Unusable(status.to_string())),
         }
+        let is_json =
+            answer.headers().get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
         let body = match body(answer, DEFINITION_BYTES_MAX).await {
             Ok(body) => body,
             Err(BodyError::TooLarge) => return Err(TaskError::TooLarge(DEFINITION_BYTES_MAX)),
             Err(BodyError::Cut(why)) => return Err(TaskError::Unavailable(why)),
         };
-        // A load balancer's page says 200 too; that is its trouble, not the task's.
-        let json = String::from_utf8(body).map_err(|_| TaskError::Unavailable("an answer that is not UTF-8".into()))?;
-        Definition::parse(json).map(Arc::new).map_err(TaskError::Unavailable)
+        let parsed = String::from_utf8(body).map_err(|_| "not UTF-8".into()).and_then(Definition::parse);
+        // A load balancer's page says 200 too. That is its trouble; a definition nobody can read is the task's own.
+        parsed.map(Arc::new).map_err(if is_json { TaskError::Unusable } else { TaskError::Unavailable })
     }
 
     /// The artifacts of a run.
@@ -169,7 +173,6 @@ impl HttpTasks {
     }
 
     async fn call(&self, path: &[&str]) -> Result<Response, String> {
-        let _call = self.calls.acquire().await.map_err(|error| error.to_string())?;
         let url = below(&below(&self.root, &["api", "queue", "v1"]), path);
         self.queue.get(url).send().await.map_err(why)
     }
@@ -268,7 +271,7 @@ fn is_global(address: IpAddr) -> bool {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(60);
-const CALLS_MAX: usize = 64;
+const CALLS_MAX: usize = 32;
 /// What a task may have (10 MB), and room for the fields that Taskcluster adds.
 const DEFINITION_BYTES_MAX: usize = 11_000_000;
 const LISTING_BYTES_MAX: usize = 2 << 20;

@@ -68,7 +68,7 @@ fn recurse(depth: u64) -> u64 {
 fn eat() -> Result {
     let mut kept = Vec::new();
     loop {
-        kept.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+        kept.push(std::hint::black_box(Vec::<u8>::with_capacity(1 << 20)));
     }
 }
 

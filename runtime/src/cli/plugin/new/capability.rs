@@ -113,9 +113,9 @@ pub(super) fn effects(capabilities: &[Capability]) -> impl Iterator<Item = Effec
     let mail = Effect::Email(Email {
         account: "trial".into(),
         recipient: recipient.into(),
-        to: vec![recipient.into()],
+        to: [recipient.into()].into(),
         subject: "The build failed".into(),
-        text: text(capabilities),
+        text: text(capabilities).into(),
         html: None,
         thread: Some(GROUP.into()),
     });

@@ -22,25 +22,26 @@ pub(super) fn build(account: &SmtpAccount, claimed: &Claimed, email: &Email) -> 
     let asked_at = SystemTime::UNIX_EPOCH + Duration::from_millis(claimed.created_ms.unsigned_abs());
     let mut message = Message::builder()
         .from(Mailbox::new(None, account.from.parse()?))
-        .subject(&email.subject)
+        .subject(&*email.subject)
         .date(asked_at)
         .message_id(Some(format!("<{}@{domain}>", claimed.call)))
         .header(EffectHeader(claimed.id.to_string()))
         .header(AutoSubmitted);
-    for to in &email.to {
+    // An address outside ASCII would keep the copies of the others from servers that take none.
+    for to in email.to.iter().filter(|to| to.is_ascii() || !email.recipient.is_ascii()) {
         message = message.to(Mailbox::new(None, to.parse()?));
     }
     if let Some(thread) = &email.thread {
         let thread = format!("<{thread}@{domain}>");
         message = message.in_reply_to(thread.clone()).references(thread);
     }
-    let text = SinglePart::plain(email.text.clone());
+    let text = SinglePart::plain(email.text.to_string());
     let message = match &email.html {
         Some(html) => {
             // Made of the parts themselves, so that no part can hold it; drawn at random it would change each time.
             let boundary = Hash::of([email.text.as_bytes(), html.as_bytes()]);
             let parts = MultiPart::builder().kind(MultiPartKind::Alternative).boundary(boundary.to_string());
-            message.multipart(parts.singlepart(text).singlepart(SinglePart::html(html.clone())))
+            message.multipart(parts.singlepart(text).singlepart(SinglePart::html(html.to_string())))
         }
         None => message.singlepart(text),
     };
