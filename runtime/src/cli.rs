@@ -94,7 +94,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         || error.is::<PluginErrors>()
         || error.is::<TrialError>()
         || error.is::<plugin::NewError>()
-        || matches!(error.downcast_ref(), Some(StoreError::Address(_) | StoreError::Open { .. }));
+        || matches!(error.downcast_ref(), Some(StoreError::Address(_)));
     if is_unusable { ExitCode::from(78) } else { ExitCode::FAILURE }
 }
 

@@ -109,8 +109,7 @@ impl Courier {
             let Some(mut permits) = free_slots(&slots).await else { return };
             due.mark_unchanged();
             let limit = u32::try_from(permits.num_permits()).unwrap_or(u32::MAX);
-            let (owner, now_ms) = (self.owner.clone(), now_ms());
-            let claim = Claim { owner, destination: destination.clone(), limit, now_ms };
+            let claim = Claim { owner: self.owner.clone(), destination: destination.clone(), limit };
             let claimed = match self.store.claim(claim).await {
                 Ok(claimed) => claimed,
                 Err(error) => {
@@ -155,6 +154,7 @@ impl Courier {
             ended_ms: now_ms(),
             outcome: receipt.kind(),
             answer: receipt.answer().to_owned(),
+            in_doubt: matches!(receipt, Receipt::InDoubt(_)),
             next,
         };
         if let Err(error) = self.store.finish(finished).await {
@@ -219,14 +219,13 @@ async fn free_slots(slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
 
 /// What a receipt leads to.
 fn next(receipt: &Receipt, claimed: &Claimed) -> Next {
-    let later = |in_doubt: bool| match retry::next_try_ms(claimed.failures + 1, claimed.created_ms, now_ms()) {
-        Some(due_ms) => Next::Pending { due_ms, in_doubt },
+    let later = || match retry::next_try_ms(claimed.failures + 1, claimed.created_ms, now_ms()) {
+        Some(due_ms) => Next::Pending { due_ms },
         None => Next::Expired,
     };
     match receipt {
         Receipt::Delivered(_) => Next::Delivered,
-        Receipt::Transient(_) => later(false),
-        Receipt::InDoubt(_) => later(true),
+        Receipt::Transient(_) | Receipt::InDoubt(_) => later(),
         Receipt::Permanent(_) => Next::Dead,
         Receipt::Suspended(_) => Next::Suspended { probe_ms: retry::after_ms(PROBE_EVERY, now_ms()) },
         Receipt::Refused(_) => Next::Refused,
@@ -241,7 +240,8 @@ fn say(claimed: &Claimed, receipt: &Receipt, next: &Next) {
     }
     match next {
         Next::Delivered => tracing::info!(%effect, attempt, tenant, plugin, destination, %answer, "delivered"),
-        Next::Pending { in_doubt, .. } => {
+        Next::Pending { .. } => {
+            let in_doubt = matches!(receipt, Receipt::InDoubt(_));
             tracing::warn!(%effect, attempt, tenant, plugin, destination, %answer, in_doubt, "not delivered: trying again");
         }
         Next::Suspended { .. } => {

@@ -84,9 +84,12 @@ impl Intake {
         let span = tracing::info_span!("delivery", tenant, exchange = %received.delivery.exchange.escape_debug());
         let decision =
             self.decide(tenant, Arc::new(received.delivery), received_ms, Basis::Delivery).instrument(span).await;
-        if let Ok(outcome) = self.commit(decision).await {
-            received.settler.ack().await;
-            self.metrics.delivery(tenant, outcome);
+        match self.commit(decision).await {
+            Ok(outcome) => {
+                received.settler.ack().await;
+                self.metrics.delivery(tenant, outcome);
+            }
+            Err(error) => tracing::error!(%error, "a delivery has no durable outcome and is not acked"),
         }
     }
 

@@ -120,11 +120,12 @@ impl Sandbox {
 
     /// Runs `notify` once, in an instance of its own.
     pub async fn invoke(&self, version: &Version, invocation: Invocation) -> Report {
+        let own_slot = Arc::clone(&version.slots).acquire_owned().await;
         let slot = Arc::clone(&self.slots).acquire_owned().await;
         let (engine, pre) = (self.engine.clone(), version.pre.clone());
         let Some(threads) = &self.threads else { return Report::broken("the sandbox is shut down".into()) };
         let call = threads.spawn(async move {
-            let _slot = slot;
+            let _slots = (own_slot, slot);
             call(&engine, &pre, invocation).await
         });
         call.await.unwrap_or_else(|error| Report::broken(error.to_string()))

@@ -78,7 +78,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Address`] or [`StoreError::Open`].
     pub async fn open(address: &str, tracker: &TaskTracker) -> Result<Self, StoreError> {
-        let path = address.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
+        let path = address.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
         let path =
             path.filter(|path| !path.is_empty()).ok_or_else(|| StoreError::Address(without_password(address)))?;
         let path = PathBuf::from(path);
@@ -129,7 +129,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Closed`].
     pub async fn due_events(&self, limit: u32) -> Result<Vec<DeferredEvent>, StoreError> {
-        match self.write(Write::DueEvents { now_ms: now_ms(), limit }).await? {
+        match self.write(Write::DueEvents { limit }).await? {
             Written::Events(events) => Ok(events),
             _ => Err(StoreError::Closed),
         }
@@ -140,7 +140,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Closed`].
     pub async fn due_retries(&self, limit: u32) -> Result<Vec<DueRetry>, StoreError> {
-        match self.write(Write::DueRetries { now_ms: now_ms(), limit }).await? {
+        match self.write(Write::DueRetries { limit }).await? {
             Written::Retries(retries) => Ok(retries),
             _ => Err(StoreError::Closed),
         }
@@ -170,8 +170,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Closed`].
     pub async fn renew(&self, owner: &str, effects: Vec<EffectId>) -> Result<(), StoreError> {
-        let (owner, lease_ms) = (owner.to_owned(), now_ms() + LEASE_MS);
-        self.write(Write::Renew { owner, effects, lease_ms }).await.map(drop)
+        self.write(Write::Renew { owner: owner.to_owned(), effects }).await.map(drop)
     }
 
     /// Makes the next probe of every suspended destination due now: the configuration may just have been mended.

@@ -132,7 +132,11 @@ impl<'a> Reader<'a> {
     /// A colon-separated list; absent when the variable is.
     pub(super) fn list(&self, name: &str) -> Option<Vec<String>> {
         let parts = self.text(name)?.split(':').map(str::trim).filter(|part| !part.is_empty());
-        Some(parts.map(str::to_owned).collect())
+        let parts: Vec<String> = parts.map(str::to_owned).collect();
+        if parts.is_empty() {
+            self.problem(name, "expected names separated by colons, found colons alone");
+        }
+        Some(parts)
     }
 
     /// Variables that look like ours and that nobody read.

@@ -9,7 +9,7 @@ use super::notification::Notification;
 use super::task::{Definition, TaskReads, Tasks};
 use crate::effect::{Hash, Origin};
 use crate::retry;
-use crate::sandbox::{self, Ending, Report, types};
+use crate::sandbox::{self, Ending, Fault, Report, types};
 use crate::store::{Invocation, Outcome, now_ms};
 use crate::tenant::PluginTerms;
 
@@ -135,6 +135,11 @@ fn outcome(ending: Ending, plugin: &str, turn: Turn) -> Outcome {
         Ending::Failed(reason) => {
             tracing::warn!(plugin, reason = %reason.escape_debug(), "plugin failed");
             Outcome::Failed(reason)
+        }
+        // Not the guest's doing: it gets another chance.
+        Ending::Faulted(Fault::Host(why)) => {
+            tracing::error!(plugin, %why, "the host could not run a plugin");
+            again(why, turn)
         }
         Ending::Faulted(fault) => {
             tracing::warn!(plugin, fault = %fault.to_string().escape_debug(), "plugin faulted");

@@ -1,5 +1,8 @@
 //! Foreign bytes become a plugin that can be run: the right kind of file, imports that are known and granted, compiled.
 
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
@@ -17,6 +20,8 @@ pub struct Version {
     /// The capabilities it imports.
     pub imports: Vec<String>,
     pub(super) pre: PluginPre<Guest>,
+    /// Bounds how many of its calls run at once, so that none can take every slot.
+    pub(super) slots: Arc<Semaphore>,
 }
 
 /// Why a file is not let in.
@@ -64,7 +69,8 @@ pub(super) fn admit(
     }
     let pre = linker.instantiate_pre(&component).and_then(PluginPre::new);
     let pre = pre.map_err(|error| AdmissionError::World(whole(&error)))?;
-    Ok(Version { name: name.to_owned(), digest: Hash::of_bytes(wasm), imports, pre })
+    let slots = Arc::new(Semaphore::new(CALLS_MAX));
+    Ok(Version { name: name.to_owned(), digest: Hash::of_bytes(wasm), imports, pre, slots })
 }
 
 fn check_kind(wasm: &[u8]) -> Result<(), AdmissionError> {
@@ -98,4 +104,6 @@ fn whole(error: &wasmtime::Error) -> String {
 
 /// What Rust's standard library imports even when it is not used; the host provides it empty.
 const HARMLESS: [&str; 5] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:filesystem/", "wasi:random/"];
+/// Calls of one plugin at the same time.
+const CALLS_MAX: usize = 16;
 const COMPONENT_BYTES_MAX: usize = 10 << 20;

@@ -87,6 +87,9 @@ impl Fault {
         if let Some(fault) = error.downcast_ref::<Self>() {
             return fault.clone();
         }
+        if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+            return Self::Host(error.to_string());
+        }
         let cause = match error.downcast_ref::<wasmtime::Trap>() {
             Some(trap) => trap.to_string(),
             None => error.root_cause().to_string(),
@@ -189,7 +192,10 @@ impl Space {
 }
 
 impl ResourceLimiter for Space {
-    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool, wasmtime::Error> {
+    fn memory_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> Result<bool, wasmtime::Error> {
+        if most.is_some_and(|most| desired > most) {
+            return Ok(false);
+        }
         self.memory_bytes = self.memory_bytes.saturating_add(desired.saturating_sub(current));
         if self.memory_bytes > self.limits.memory_bytes_max {
             return Err(Fault::Memory(self.limits.memory_bytes_max).into());

@@ -200,8 +200,6 @@ pub struct Claim {
     pub destination: String,
     /// How many at most.
     pub limit: u32,
-    /// The time.
-    pub now_ms: i64,
 }
 
 /// An effect that is this owner's to perform, once.
@@ -244,6 +242,8 @@ pub struct Finished {
     pub outcome: &'static str,
     /// The answer in words.
     pub answer: String,
+    /// Whether nobody knows if it was done.
+    pub in_doubt: bool,
     /// What becomes of the effect.
     pub next: Next,
 }
@@ -257,8 +257,6 @@ pub enum Next {
     Pending {
         /// When.
         due_ms: i64,
-        /// Whether nobody knows how this attempt ended.
-        in_doubt: bool,
     },
     /// Waits until its destination can be talked to; the attempt does not count.
     Suspended {

@@ -69,14 +69,14 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
         Write::Settle(settled) => Written::Verdict(settle_deferred(connection, settled).await?),
         Write::Retried(retried) => Written::Verdict(settle_retry(connection, retried).await?),
         Write::Bury(dead) => bury(connection, dead).await?,
-        Write::DueEvents { now_ms, limit } => Written::Events(due_events(connection, *now_ms, *limit).await?),
-        Write::DueRetries { now_ms, limit } => Written::Retries(due_retries(connection, *now_ms, *limit).await?),
+        Write::DueEvents { limit } => Written::Events(due_events(connection, now_ms(), *limit).await?),
+        Write::DueRetries { limit } => Written::Retries(due_retries(connection, now_ms(), *limit).await?),
         Write::Claim(claim) => Written::Claimed(self::claim(connection, claim).await?),
         Write::Finish(finished) => {
             finish_all(connection, &[finished]).await?;
             Written::Nothing
         }
-        Write::Renew { owner, effects, lease_ms } => renew(connection, owner, effects, *lease_ms).await?,
+        Write::Renew { owner, effects } => renew(connection, owner, effects, now_ms() + LEASE_MS).await?,
         Write::Unbound { queue, binding } => unbound(connection, queue, binding).await?,
         Write::ProbeNow => {
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
@@ -367,11 +367,13 @@ async fn due_retries(connection: &mut SqliteConnection, now_ms: i64, limit: u32)
 /// Claims what is due and what others have claimed and let lapse. Of a suspended destination it claims nothing, or one
 /// effect as a probe when that is due.
 async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Claimed>> {
-    let limit = match suspension(connection, claim).await? {
+    // The time of the commit, not of the wish: a lease that had lapsed while waiting would be taken over at once.
+    let now_ms = now_ms();
+    let limit = match suspension(connection, claim, now_ms).await? {
         None => claim.limit,
-        Some(probe_ms) if probe_ms > claim.now_ms => return Ok(Vec::new()),
+        Some(probe_ms) if probe_ms > now_ms => return Ok(Vec::new()),
         // One at a time: while any attempt is under way, its answer is what is waited for.
-        Some(_) if is_attempted(connection, claim).await? => return Ok(Vec::new()),
+        Some(_) if is_attempted(connection, claim, now_ms).await? => return Ok(Vec::new()),
         Some(_) => claim.limit.min(1),
     };
     let rows = sqlx::query(
@@ -389,9 +391,9 @@ async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<C
          RETURNING id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, payload",
     )
     .bind(&claim.owner)
-    .bind(claim.now_ms + LEASE_MS)
+    .bind(now_ms + LEASE_MS)
     .bind(&claim.destination)
-    .bind(claim.now_ms)
+    .bind(now_ms)
     .bind(limit)
     .fetch_all(&mut *connection)
     .await?;
@@ -407,29 +409,29 @@ async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<C
             }
         }
     }
-    record_attempts(connection, claim, &claimed).await?;
+    record_attempts(connection, claim, &claimed, now_ms).await?;
     Ok(claimed)
 }
 
-async fn is_attempted(connection: &mut SqliteConnection, claim: &Claim) -> Result<bool> {
+async fn is_attempted(connection: &mut SqliteConnection, claim: &Claim, now_ms: i64) -> Result<bool> {
     sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM effect WHERE state = 'claimed' AND destination = ? AND lease_ms > ?)",
     )
     .bind(&claim.destination)
-    .bind(claim.now_ms)
+    .bind(now_ms)
     .fetch_one(connection)
     .await
 }
 
 /// When a suspended destination is probed next; taking the probe puts the next one off by a lease.
-async fn suspension(connection: &mut SqliteConnection, claim: &Claim) -> Result<Option<i64>> {
+async fn suspension(connection: &mut SqliteConnection, claim: &Claim, now_ms: i64) -> Result<Option<i64>> {
     let probe_ms: Option<i64> = sqlx::query_scalar("SELECT probe_ms FROM suspension WHERE destination = ?")
         .bind(&claim.destination)
         .fetch_optional(&mut *connection)
         .await?;
-    if probe_ms.is_some_and(|probe_ms| probe_ms <= claim.now_ms) {
+    if probe_ms.is_some_and(|probe_ms| probe_ms <= now_ms) {
         sqlx::query("UPDATE suspension SET probe_ms = ? WHERE destination = ?")
-            .bind(claim.now_ms + LEASE_MS)
+            .bind(now_ms + LEASE_MS)
             .bind(&claim.destination)
             .execute(connection)
             .await?;
@@ -437,14 +439,19 @@ async fn suspension(connection: &mut SqliteConnection, claim: &Claim) -> Result<
     Ok(probe_ms)
 }
 
-async fn record_attempts(connection: &mut SqliteConnection, claim: &Claim, claimed: &[Claimed]) -> Result<()> {
+async fn record_attempts(
+    connection: &mut SqliteConnection,
+    claim: &Claim,
+    claimed: &[Claimed],
+    now_ms: i64,
+) -> Result<()> {
     for chunk in claimed.chunks(ROWS_PER_STATEMENT) {
         let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_id, number, owner, started_ms) ");
         insert.push_values(chunk, |mut row, claimed| {
             row.push_bind(claimed.id.as_bytes().to_vec())
                 .push_bind(claimed.attempt)
                 .push_bind(claim.owner.clone())
-                .push_bind(claim.now_ms);
+                .push_bind(now_ms);
         });
         insert.build().execute(&mut *connection).await?;
     }
@@ -457,8 +464,10 @@ async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -
         end_attempts(connection, chunk).await?;
         move_effects(connection, chunk).await?;
     }
-    // The last word on a destination counts.
-    let last: BTreeMap<_, _> = finished.iter().map(|finished| (finished.destination.as_str(), *finished)).collect();
+    // The last word on a destination counts; what is tried again says nothing about it.
+    let speaks = |finished: &&&Finished| matches!(finished.next, Next::Suspended { .. } | Next::Delivered | Next::Dead);
+    let words = finished.iter().filter(speaks);
+    let last: BTreeMap<_, _> = words.map(|finished| (finished.destination.as_str(), *finished)).collect();
     for finished in last.into_values() {
         record_suspension(connection, finished).await?;
     }
@@ -487,10 +496,10 @@ async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished])
     let mut update =
         QueryBuilder::<Sqlite>::new("WITH ended (id, number, owner, state, answer, due_ms, failures, in_doubt) AS (");
     update.push_values(finished, |mut row, finished| {
-        let (due_ms, failures, in_doubt) = match finished.next {
-            Next::Pending { due_ms, in_doubt } => (due_ms, 1_u32, in_doubt),
+        let (due_ms, failures) = match finished.next {
+            Next::Pending { due_ms } => (due_ms, 1_u32),
             Next::Suspended { .. } | Next::Delivered | Next::Dead | Next::Expired | Next::Refused => {
-                (finished.ended_ms, 0, false)
+                (finished.ended_ms, 0)
             }
         };
         row.push_bind(finished.id.as_bytes().to_vec())
@@ -500,7 +509,7 @@ async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished])
             .push_bind(finished.answer.clone().into_bytes())
             .push_bind(due_ms)
             .push_bind(failures)
-            .push_bind(u32::from(in_doubt));
+            .push_bind(u32::from(finished.in_doubt));
     });
     update.push(
         ") UPDATE effect SET state = ended.state, reason = ended.answer, due_ms = ended.due_ms, owner = NULL, \

@@ -98,7 +98,7 @@ impl Smtp {
         if let Some(mut connection) = self.take_idle() {
             match self.send_on(&mut connection, recipient, body).await {
                 // The server closed it while it was idle; nothing was sent, and a new connection may do.
-                Err(failure) if failure.step == Step::Sender && failure.cause == Cause::Silence => {}
+                Err(Failure { step: Step::Sender, cause: Cause::Silence | Cause::Answer(421), .. }) => {}
                 sent => return self.done_with(connection, sent).await,
             }
         }

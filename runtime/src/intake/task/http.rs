@@ -37,6 +37,8 @@ impl HttpTasks {
             Client::builder()
                 .user_agent(concat!("pulse-notifier/", env!("CARGO_PKG_VERSION")))
                 .redirect(redirect::Policy::none())
+                // A proxy would resolve names for us, and then nobody checks where they lead.
+                .no_proxy()
                 .connect_timeout(CONNECT_TIMEOUT)
                 .read_timeout(READ_TIMEOUT)
                 .timeout(TIMEOUT)
@@ -94,7 +96,10 @@ impl HttpTasks {
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 return Err(TaskError::Denied(status.as_u16()));
             }
-            status if is_trouble(status) => return Err(TaskError::Unavailable(status.to_string())),
+            // A redirect says that the root is another one, not that the task is gone.
+            status if is_trouble(status) || status.is_redirection() => {
+                return Err(TaskError::Unavailable(status.to_string()));
+            }
             status => return Err(TaskError::Unusable(status.to_string())),
         }
         let is_json =

@@ -1,6 +1,8 @@
 //! A plugin that attacks: the notification's message names the attack. Each first asks for a mail, which must go out
 //! only when `notify` returns ok.
 
+#![expect(clippy::disallowed_methods, clippy::disallowed_macros, reason = "it looks around on purpose")]
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use pulse_notifier_sdk::{Event, Failure, Mail, Result, log, plugin, settings};
