@@ -158,8 +158,9 @@ impl IrcGrant {
 }
 
 fn check_irc_line(line: &str) -> Result<(), Refusal> {
-    if line.contains(['\r', '\n', '\0']) {
-        return Err(Refusal::Invalid("a line break or NUL in a line".into()));
+    // \x01 would make it a request to the channel's clients (CTCP).
+    if line.contains(['\r', '\n', '\0', '\u{1}']) {
+        return Err(Refusal::Invalid("a line break, NUL or \\x01 in a line".into()));
     }
     if line.trim().is_empty() || line.len() > IRC_LINE_BYTES_MAX {
         return Err(Refusal::Invalid(format!(
@@ -413,7 +414,9 @@ mod tests {
     #[test]
     fn a_line_cannot_become_two() {
         let long = "x".repeat(421);
-        for lines in [&["a\r\nQUIT"][..], &["a\nb"], &["a\0"], &[""], &[" "], &[&long], &[], &["a"; 33]] {
+        for lines in
+            [&["a\r\nQUIT"][..], &["a\nb"], &["a\0"], &["\u{1}VERSION\u{1}"], &[""], &[" "], &[&long], &[], &["a"; 33]]
+        {
             assert!(matches!(say("#ci", lines), Err(Refusal::Invalid(_))), "{lines:?}");
         }
     }

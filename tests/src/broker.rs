@@ -169,7 +169,7 @@ impl Node {
 }
 
 /// A port nobody listens on, below the range the kernel takes outgoing ports from: it stays free while a node is down.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     for _ in 0..100 {
         let port = 10_000 + (RandomState::new().hash_one(()) % 22_000) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

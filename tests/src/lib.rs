@@ -3,9 +3,11 @@
 //! Nothing here depends on the code under test.
 
 mod broker;
+mod certificate;
 mod corpus;
 mod guests;
 mod http;
+mod irc;
 mod keeper;
 mod service;
 mod smtp;
@@ -20,6 +22,7 @@ pub use broker::Broker;
 pub use corpus::{Corpus, Message, Streamed, corpus};
 pub use guests::{guest, plugins};
 pub use http::Response;
+pub use irc::{IrcServer, Reader, Said};
 pub use service::Service;
 pub use smtp::{Behaviour, Mail, Mode, Phase, SmtpServer};
 pub use taskcluster::{Answer, Artifact, Taskcluster};

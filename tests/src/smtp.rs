@@ -1,16 +1,16 @@
-//! An SMTP server that keeps each mail and misbehaves when told to: `smtp_server.py`, and its certificate.
+//! An SMTP server that keeps each mail and misbehaves when told to: `smtp_server.py`.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use crate::certificate::certify;
 use crate::keeper::Keeper;
 use crate::{python, script, wait};
 
@@ -226,20 +226,6 @@ struct Entry {
     phase: String,
     #[serde(flatten)]
     facts: serde_json::Value,
-}
-
-/// Writes a certificate for loopback with its key, and the authority that signed it.
-fn certify(directory: &Path) -> Result<()> {
-    let mut authority = CertificateParams::default();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    authority.distinguished_name.push(DnType::CommonName, "the tests' own authority");
-    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
-    let key = KeyPair::generate()?;
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let certificate = CertificateParams::new(names)?.signed_by(&key, &authority)?;
-    fs::write(directory.join("ca.pem"), authority.pem())?;
-    fs::write(directory.join("certificate.pem"), certificate.pem())?;
-    Ok(fs::write(directory.join("key.pem"), key.serialize_pem())?)
 }
 
 const USER: &str = "mailer@localhost";

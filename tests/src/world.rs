@@ -58,6 +58,10 @@ impl World {
             .env("SMTP_EMAIL", self.smtp.user())
             .env("SMTP_PASSWD", self.smtp.password())
             .env("SSL_CERT_FILE", self.smtp.ca_file().display())
+            // Nobody listens there; tests that say something have a server of their own.
+            .env("IRC_HOST", "localhost")
+            .env("IRC_PORT", 1)
+            .env("IRC_NICK", "pulse")
             .env("PN_ADMIN", "127.0.0.1:0")
             .env("LOG_LEVEL", "INFO"))
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use end_to_end::guest;
 use futures_util::future::join_all;
 use pulse_notifier::effect::{Hash, Origin};
-use pulse_notifier::grant::{EmailGrant, Grant, Pattern};
+use pulse_notifier::grant::{EmailGrant, Grant, IrcGrant, Pattern};
 use pulse_notifier::intake::event::TaskId;
 use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
 use pulse_notifier::sandbox::{AdmissionError, Ending, Fault, Invocation, Limits, Report, Sandbox, Version, types};
@@ -16,7 +16,7 @@ use pulse_notifier::sandbox::{AdmissionError, Ending, Fault, Invocation, Limits,
 fn grant() -> Grant {
     Grant {
         email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*@example.com")] }),
-        irc: None,
+        irc: Some(IrcGrant { account: "irc".into(), channels: vec![Pattern::new("#*")] }),
     }
 }
 
@@ -236,5 +236,5 @@ async fn what_is_no_plugin_is_not_admitted_and_the_reason_is_said() {
         assert!(error.starts_with(expected), "{what}: {error}");
     }
     let error = sandbox.admit("hostile", &wasm, &Grant::default()).err().unwrap().to_string();
-    assert_eq!(error, "its grant does not cover what it imports: email");
+    assert_eq!(error, "its grant does not cover what it imports: email, irc");
 }

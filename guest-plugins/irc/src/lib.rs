@@ -16,7 +16,7 @@ fn notify(event: &Event) -> Result {
     }
     let nicks: String = wanted.nicks.iter().map(|nick| format!("{nick}: ")).collect();
     let message = irc::lines(&format!("{nicks}{}: {}", event.task_id, wanted.message));
-    let logs = event.log_urls().map(|url| format!("\t\t{url}"));
+    let logs = event.log_urls().flat_map(|url| irc::lines(url).into_iter().take(1)).map(|url| format!("\t\t{url}"));
     let colour = colour(&event.status);
     let lines: Vec<String> = message.into_iter().chain(logs).map(|line| colour.paint(&line)).collect();
     // One channel that is none keeps no other from being told.

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use pulse_notifier_sdk::{Event, Failure, Mail, Result, log, plugin, settings};
+use pulse_notifier_sdk::{Event, Failure, Mail, Result, irc, log, plugin, settings};
 
 plugin!(notify);
 
@@ -40,6 +40,19 @@ fn notify(event: &Event) -> Result {
             drop(mail("a\r\nBcc: everyone@example.com").send());
             drop(Mail::to(["a@example.com\r\nRCPT TO:<b@example.com>"]).subject("s").text("t").send());
             Ok(())
+        }
+        "inject into IRC" => {
+            // All but the last are refused and on record.
+            for line in
+                ["one\r\nQUIT :two", "one\nPRIVMSG NickServ :two", "nul\0", "\u{1}VERSION\u{1}", &"x".repeat(421)]
+            {
+                drop(irc::say("#ci", [line.to_owned()]));
+            }
+            for channel in ["NickServ", "reader", "#ci,NickServ", "#ci\r\nQUIT", "#ci NickServ", "@#ci", ""] {
+                drop(irc::say(channel, ["IDENTIFY hunter2".to_owned()]));
+            }
+            drop(irc::say("#ci", std::iter::repeat_n("x".to_owned(), 33)));
+            irc::say("#ci", ["only this".to_owned()]).map(drop).map_err(Into::into)
         }
         "look around" => {
             log::info(&format!("{:?}", std::env::vars().chain(std::env::args().map(|a| (a, String::new()))).next()));
