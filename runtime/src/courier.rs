@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::effect::EffectId;
 use crate::metrics::Metrics;
 use crate::retry;
-use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, now_ms};
+use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
 use crate::tenant::Tenant;
 use sinks::Sink;
 
@@ -88,10 +88,15 @@ impl Courier {
     }
 
     /// Performs what is due until asked to stop; `tracker` then still has the attempts in flight.
-    pub fn start(self: &Arc<Self>, stop: &CancellationToken, tracker: &TaskTracker) {
+    /// `ended` is cancelled as soon as one destination is served no longer, whatever the reason.
+    pub fn start(self: &Arc<Self>, stop: &CancellationToken, ended: &CancellationToken, tracker: &TaskTracker) {
         for (destination, sink) in &self.sinks {
-            let courier = Arc::clone(self);
-            tracker.spawn(courier.serve(destination.clone(), Arc::clone(sink), stop.clone(), tracker.clone()));
+            let (courier, ended) = (Arc::clone(self), ended.clone().drop_guard());
+            let serve = courier.serve(destination.clone(), Arc::clone(sink), stop.clone(), tracker.clone());
+            tracker.spawn(async move {
+                serve.await;
+                drop(ended);
+            });
         }
     }
 
@@ -112,6 +117,7 @@ impl Courier {
             let claim = Claim { owner: self.owner.clone(), destination: destination.clone(), limit };
             let claimed = match self.store.claim(claim).await {
                 Ok(claimed) => claimed,
+                Err(StoreError::Closed) => return,
                 Err(error) => {
                     tracing::error!(%error, "claim");
                     Vec::new()

@@ -38,6 +38,8 @@ pub struct Service {
     stop_courier: CancellationToken,
     /// No attempt is left.
     stop_housekeeping: CancellationToken,
+    /// A part that should run until it is stopped has ended.
+    ended: CancellationToken,
     sources: TaskTracker,
     handlers: TaskTracker,
     attempts: TaskTracker,
@@ -85,7 +87,8 @@ impl Service {
             metrics: Arc::clone(&parts.metrics),
             in_flight: Mutex::default(),
         });
-        courier.start(&stop_courier, &attempts);
+        let ended = CancellationToken::new();
+        courier.start(&stop_courier, &ended, &attempts);
         let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());
         housekeeping.spawn(courier.keep_house(stop_housekeeping.clone()));
         let intake = Arc::new(Intake {
@@ -106,12 +109,18 @@ impl Service {
             close_sources: CancellationToken::new(),
             stop_courier,
             stop_housekeeping,
+            ended,
             sources: TaskTracker::new(),
             handlers,
             attempts,
             housekeeping,
             writer,
         })
+    }
+
+    /// Waits until a part ends that should run until it is stopped: a bug, and better seen than lived with.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     /// The store, to look into.
@@ -161,7 +170,11 @@ impl Service {
                 metrics: Arc::clone(&self.intake.metrics),
             };
             let (stop, close) = (self.stop_intake.clone(), self.close_sources.clone());
-            self.sources.spawn(source.run(self.inlet(&tenant.name), stop, close));
+            let (run, ended) = (source.run(self.inlet(&tenant.name), stop, close), self.ended.clone().drop_guard());
+            self.sources.spawn(async move {
+                run.await;
+                drop(ended);
+            });
             (tenant.name.clone(), is_consuming)
         };
         config.tenants.iter().map(consume).collect()

@@ -48,7 +48,10 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
         tracing::info!(address = %listener.local_addr()?, "health and metrics: /healthz /readyz /metrics");
         service.serve_admin(listener, consuming);
     }
-    signals.next().await;
+    tokio::select! {
+        () = signals.next() => {}
+        () = service.ended() => anyhow::bail!("a part of the service ended by itself: start it again, nothing is lost"),
+    }
     tracing::info!(limit_s = config.drain.as_secs(), "stopping: a second signal leaves at once");
     tokio::select! {
         () = service.drain(config.drain) => tracing::info!("stopped"),
