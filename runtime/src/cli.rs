@@ -106,6 +106,8 @@ fn start_log(level: LevelFilter) {
         .with_target("lapin", LevelFilter::OFF)
         .with_target("pulse_notifier", level);
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
+    // A reader of the log that goes away is no reason to stop working: complaining about it would panic.
+    let log = log.log_internal_errors(false);
     use tracing_subscriber::prelude::*;
     if std::io::stderr().is_terminal() {
         log.finish().with(filter).init();
