@@ -114,7 +114,8 @@ impl Courier {
             let Some(mut permits) = free_slots(&slots).await else { return };
             due.mark_unchanged();
             let limit = u32::try_from(permits.num_permits()).unwrap_or(u32::MAX);
-            let claim = Claim { owner: self.owner.clone(), destination: destination.clone(), limit };
+            let (owner, in_flight) = (self.owner.clone(), self.in_flight());
+            let claim = Claim { owner, destination: destination.clone(), limit, in_flight };
             let claimed = match self.store.claim(claim).await {
                 Ok(claimed) => claimed,
                 Err(StoreError::Closed) => return,
@@ -125,11 +126,11 @@ impl Courier {
             };
             let none = claimed.is_empty();
             for claimed in claimed {
-                let (courier, sink) = (Arc::clone(&self), Arc::clone(&sink));
+                let (in_flight, sink) = (InFlight::begin(&self, claimed.id), Arc::clone(&sink));
                 let permit = permits.split(1);
                 tracker.spawn(async move {
-                    courier.attempt(&sink, claimed).await;
-                    drop(permit);
+                    in_flight.courier.attempt(&sink, claimed).await;
+                    drop((in_flight, permit));
                 });
             }
             drop(permits);
@@ -144,7 +145,6 @@ impl Courier {
     }
 
     async fn attempt(&self, sink: &Sink, claimed: Claimed) {
-        let _in_flight = InFlight::begin(self, claimed.id);
         let receipt = match self.still_granted(&claimed) {
             Err(why) => Receipt::Refused(why),
             Ok(()) => sink.perform(&claimed).await,
@@ -196,19 +196,19 @@ impl Courier {
 }
 
 /// One effect in flight, for as long as this lives: an attempt that is gone, however it went, keeps no lease.
-struct InFlight<'a> {
-    courier: &'a Courier,
+struct InFlight {
+    courier: Arc<Courier>,
     effect: EffectId,
 }
 
-impl<'a> InFlight<'a> {
-    fn begin(courier: &'a Courier, effect: EffectId) -> Self {
+impl InFlight {
+    fn begin(courier: &Arc<Courier>, effect: EffectId) -> Self {
         courier.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(effect);
-        Self { courier, effect }
+        Self { courier: Arc::clone(courier), effect }
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.courier.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.effect);
     }

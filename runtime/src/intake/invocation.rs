@@ -1,4 +1,4 @@
-//! One plugin told about one notification: what the sandbox is given, and what the end of the call leads to. Pure.
+//! One plugin told about one notification: what the sandbox is given, and what the end of the call leads to. No I/O.
 
 use std::sync::Arc;
 

@@ -200,6 +200,8 @@ pub struct Claim {
     pub destination: String,
     /// How many at most.
     pub limit: u32,
+    /// What this owner is performing: not taken over, though the database was away for longer than a lease.
+    pub in_flight: Vec<EffectId>,
 }
 
 /// An effect that is this owner's to perform, once.

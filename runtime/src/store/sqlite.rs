@@ -376,12 +376,14 @@ async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<C
         Some(_) if is_attempted(connection, claim, now_ms).await? => return Ok(Vec::new()),
         Some(_) => claim.limit.min(1),
     };
+    let in_flight = serde_json::Value::from_iter(claim.in_flight.iter().map(ToString::to_string)).to_string();
     let rows = sqlx::query(
         "UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', owner = ?1, lease_ms = ?2, \
          attempt = attempt + 1 \
          WHERE id IN (\
            SELECT id FROM (SELECT id FROM effect e \
-             WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4 ORDER BY lease_ms LIMIT ?5) \
+             WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4 \
+               AND lower(hex(id)) NOT IN (SELECT value FROM json_each(?6)) ORDER BY lease_ms LIMIT ?5) \
            UNION ALL \
            SELECT id FROM (SELECT id FROM effect e \
              WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
@@ -395,6 +397,7 @@ async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<C
     .bind(&claim.destination)
     .bind(now_ms)
     .bind(limit)
+    .bind(in_flight)
     .fetch_all(&mut *connection)
     .await?;
     let mut claimed = Vec::with_capacity(rows.len());

@@ -1,0 +1,170 @@
+//! The store by itself, on a real database: who wins, what waits for what, and what may be taken over.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use pulse_notifier::effect::{Effect, EffectId, Email, Hash, Origin, Plan, Planned};
+use pulse_notifier::intake::event::Delivery;
+use pulse_notifier::store::{
+    Basis, Claim, Claimed, Fate, Finished, Invocation, Next, Outcome, Settled, Store, Verdict,
+};
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use tempfile::TempDir;
+use tokio_util::task::TaskTracker;
+
+const DESTINATION: &str = "email/smtp";
+
+struct Opened {
+    store: Store,
+    folder: TempDir,
+}
+
+impl Opened {
+    async fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let store = Store::open(&format!("sqlite:{}/s.db", folder.path().display()), &TaskTracker::new()).await?;
+        Ok(Self { store, folder })
+    }
+
+    async fn claim(&self, owner: &str, in_flight: &[EffectId]) -> Result<Vec<Claimed>> {
+        let claim =
+            Claim { owner: owner.into(), destination: DESTINATION.into(), limit: 10, in_flight: in_flight.to_vec() };
+        Ok(self.store.claim(claim).await?)
+    }
+
+    async fn finish(&self, owner: &str, claimed: &Claimed, outcome: &'static str, next: Next) -> Result<()> {
+        let finished = Finished {
+            id: claimed.id,
+            owner: owner.into(),
+            attempt: claimed.attempt,
+            destination: DESTINATION.into(),
+            ended_ms: 1,
+            outcome,
+            answer: "answer".into(),
+            in_doubt: outcome == "in doubt",
+            next,
+        };
+        Ok(self.store.finish(finished).await?)
+    }
+
+    /// As if the database had been away for longer than a lease.
+    async fn let_leases_lapse(&self) -> Result<()> {
+        let options = SqliteConnectOptions::new().filename(self.folder.path().join("s.db"));
+        let mut connection = SqliteConnection::connect_with(&options).await?;
+        sqlx::query("UPDATE effect SET lease_ms = 0 WHERE state = 'claimed'").execute(&mut connection).await?;
+        Ok(connection.close().await?)
+    }
+}
+
+/// An event whose one plugin asked for a mail to each of these, in this order.
+fn settled(key: &str, recipients: &[&str]) -> Settled {
+    let event = Hash::of_bytes(key.as_bytes());
+    let origin = Origin { event, generation: 0, identity: "default".into(), plugin: "smtp".into() };
+    let planned = recipients.iter().zip(0..).map(|(recipient, index)| Planned {
+        id: origin.effect(index, recipient),
+        call: origin.call(index),
+        effect: Effect::Email(Email {
+            account: "smtp".into(),
+            recipient: (*recipient).into(),
+            to: [(*recipient).to_owned()].into(),
+            subject: format!("{index}").into(),
+            text: "".into(),
+            html: None,
+            thread: None,
+        }),
+        refused: None,
+    });
+    let invocation = Invocation {
+        generation: 0,
+        identity: "default".into(),
+        plugin: "smtp".into(),
+        digest: Hash::of_bytes(b""),
+        outcome: Outcome::Done(Plan { effects: planned.collect() }),
+        refusals: Vec::new(),
+        log: Vec::new(),
+        cpu_us: 0,
+        memory_max: 0,
+    };
+    Settled {
+        key: event,
+        tenant: "default".into(),
+        status: "task-failed".into(),
+        task_id: key.into(),
+        run_id: None,
+        delivery: Arc::new(Delivery::default()),
+        received_ms: 0,
+        fate: Fate::Planned(vec![invocation]),
+        basis: Basis::Delivery,
+    }
+}
+
+fn recipients(claimed: &[Claimed]) -> Vec<&str> {
+    claimed.iter().map(|claimed| claimed.effect.recipient()).collect()
+}
+
+#[tokio::test]
+async fn who_comes_second_to_an_event_loses_and_leaves_nothing() -> Result<()> {
+    let opened = Opened::new().await?;
+    let (one, other) =
+        tokio::join!(opened.store.settle(settled("e", &["a@x.org"])), opened.store.settle(settled("e", &["b@x.org"])));
+    assert_eq!((one?, other?), (Verdict::Won, Verdict::Lost));
+    assert_eq!(opened.store.settle(settled("e", &["c@x.org"])).await?, Verdict::Lost);
+    assert_eq!(recipients(&opened.claim("me", &[]).await?), ["a@x.org"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_goes_to_one_recipient_keeps_its_order_and_holds_back_nobody_else() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened.store.settle(settled("e", &["a@x.org", "a@x.org", "b@x.org"])).await?;
+    let claimed = opened.claim("me", &[]).await?;
+    let mut told = recipients(&claimed);
+    told.sort_unstable();
+    assert_eq!(told, ["a@x.org", "b@x.org"]);
+    assert!(opened.claim("me", &[]).await?.is_empty());
+    let first = claimed.iter().find(|claimed| claimed.effect.recipient() == "a@x.org").context("the first")?;
+    opened.finish("me", first, "delivered", Next::Delivered).await?;
+    assert_eq!(recipients(&opened.claim("me", &[]).await?), ["a@x.org"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lapsed_claim_is_taken_over_in_doubt_but_never_from_an_attempt_that_still_runs_here() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened.store.settle(settled("e", &["a@x.org"])).await?;
+    let claimed = opened.claim("me", &[]).await?;
+    let mine = claimed.first().context("one effect")?;
+    assert!(opened.claim("other", &[]).await?.is_empty(), "its lease holds");
+    opened.let_leases_lapse().await?;
+    assert!(opened.claim("me", &[mine.id]).await?.is_empty(), "it is being performed");
+    let taken_over = opened.claim("other", &[]).await?;
+    let theirs = taken_over.first().context("taken over")?;
+    assert_eq!((theirs.id, theirs.attempt, theirs.in_doubt), (mine.id, 2, 1));
+    // The receipt of the attempt that lost its claim changes nothing.
+    opened.finish("me", mine, "permanent", Next::Dead).await?;
+    opened.finish("other", theirs, "delivered", Next::Delivered).await?;
+    let state: String = sqlx::query_scalar("SELECT state FROM effect").fetch_one(opened.store.reader()).await?;
+    assert_eq!(state, "delivered");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_suspended_destination_is_probed_by_one_effect_at_a_time() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened.store.settle(settled("e", &["a@x.org", "b@x.org", "c@x.org"])).await?;
+    let claimed = opened.claim("me", &[]).await?;
+    for claimed in &claimed {
+        opened.finish("me", claimed, "suspended", Next::Suspended { probe_ms: i64::MAX }).await?;
+    }
+    assert!(opened.claim("me", &[]).await?.is_empty(), "the probe is not due");
+    opened.store.probe_now().await?;
+    let probe = opened.claim("me", &[]).await?;
+    assert_eq!(probe.len(), 1);
+    opened.store.probe_now().await?;
+    assert!(opened.claim("me", &[]).await?.is_empty(), "one is under way");
+    let probe = probe.first().context("the probe")?;
+    opened.finish("me", probe, "delivered", Next::Delivered).await?;
+    assert_eq!(opened.claim("me", &[]).await?.len(), 2, "its answer lifts the suspension");
+    Ok(())
+}
