@@ -1,13 +1,20 @@
 //! The commands, one file each, and what their ends mean as exit codes. The only room that prints.
 #![expect(clippy::disallowed_macros, reason = "this is the room that prints")]
 
+/// Prints a line on standard output.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::cli::print(&format!("{}\n", format_args!($($text)*)))
+    };
+}
+
 mod check;
 mod demo;
 mod plugin;
 mod render;
 mod run;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -72,7 +79,7 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
             runtime.block_on(run::run(environment))
         }
         Command::Demo(arguments) => {
-            start_log(log_level(level).unwrap_or(LevelFilter::ERROR));
+            start_log(log_level(level).unwrap_or(LevelFilter::WARN));
             runtime.block_on(demo::run(arguments, environment))
         }
         Command::Check => {
@@ -86,6 +93,14 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
     };
     runtime.shutdown_background();
     done
+}
+
+/// Prints, and ends the process when whoever reads has gone away: there is nobody left to tell anything.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
 }
 
 /// What an error means to whoever started us: 78 (EX_CONFIG) says that trying again without a change is pointless.

@@ -1,6 +1,7 @@
 //! Everything around the service in one hand: a queue on a broker, a mail server, a Taskcluster, a plugin directory.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use sqlx::SqlitePool;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 
-use crate::{Account, Broker, Message, Mode, Service, SmtpServer, Taskcluster, Vhost, plugins};
+use crate::{Account, Broker, Message, Mode, Service, SmtpServer, Taskcluster, Vhost, plugins, wait};
 
 /// What one test has for itself.
 pub struct World {
@@ -64,6 +65,23 @@ impl World {
             .env("IRC_NICK", "pulse")
             .env("PN_ADMIN", "127.0.0.1:0")
             .env("LOG_LEVEL", "INFO"))
+    }
+
+    /// The service, started and consuming.
+    pub async fn running(&self, plugin_names: &[&str]) -> Result<Service> {
+        let mut service = self.service(plugin_names)?;
+        service.start()?;
+        service.wait_for_output("consuming", PATIENCE).await?;
+        Ok(service)
+    }
+
+    /// Waits until its queue holds nothing, neither waiting nor unacked.
+    pub async fn queue_is_empty(&self) -> Result<()> {
+        let is_empty = async || {
+            let depth = self.vhost.depth(&self.queue()).await?;
+            Ok(depth.is_some_and(|depth| depth.ready + depth.unacked == 0))
+        };
+        wait::until("the queue is empty", PATIENCE, is_empty).await
     }
 
     /// The full name of its queue.
@@ -133,7 +151,8 @@ pub async fn rows(store: &SqlitePool, query: &'static str) -> Result<Vec<String>
     sqlx::query_scalar(query).fetch_all(store).await.context(query)
 }
 
-const STATUSES: [&str; 7] = [
+/// Every status a task can have an event about.
+pub const STATUSES: [&str; 7] = [
     "task-defined",
     "task-pending",
     "task-running",
@@ -142,3 +161,5 @@ const STATUSES: [&str; 7] = [
     "task-failed",
     "task-exception",
 ];
+
+const PATIENCE: Duration = Duration::from_secs(120);

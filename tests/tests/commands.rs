@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use end_to_end::world::STATUSES;
 use end_to_end::{Service, plugins};
 use serde_json::Value;
 
@@ -33,15 +34,7 @@ async fn run(arguments: &[&str], env: &[(&str, &str)]) -> Result<(Option<i32>, S
 async fn the_demo_shows_every_status_and_lets_no_hostile_text_through() -> Result<()> {
     let (code, output) = run(&["demo", "--once"], &[]).await?;
     assert_eq!(code, Some(0), "{output}");
-    for status in [
-        "task-defined",
-        "task-pending",
-        "task-running",
-        "artifact-created",
-        "task-completed",
-        "task-failed",
-        "task-exception",
-    ] {
+    for status in STATUSES {
         assert!(output.contains(&format!("── {status} ─ mail to ")), "{status}: {output}");
     }
     assert!(output.contains("Task pending: build-linux64/opt"));

@@ -5,20 +5,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use end_to_end::world::{count, definition, rows, store};
+use end_to_end::world::{STATUSES, count, definition, rows, store};
 use end_to_end::{Broker, Message, World, corpus, wait};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(120);
-const STATUSES: [&str; 7] = [
-    "task-defined",
-    "task-pending",
-    "task-running",
-    "artifact-created",
-    "task-completed",
-    "task-failed",
-    "task-exception",
-];
 
 /// The definition as it is, with one mail wished for at every status.
 fn wishing(mut task: Value) -> Value {
@@ -67,10 +58,7 @@ async fn all_recorded_traffic_becomes_as_many_effects_as_counted_apart() -> Resu
     service.start()?;
     service.wait_for_output("consuming", SOON).await?;
     world.vhost.publisher().await?.publish_many(messages).await?;
-    wait::until("the queue is empty", SOON, async || {
-        Ok(world.vhost.depth(&world.queue()).await?.is_some_and(|depth| depth.ready + depth.unacked == 0))
-    })
-    .await?;
+    world.queue_is_empty().await?;
     let store = store(&service);
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered'";
     let expected = i64::try_from(expected.len())?;

@@ -67,9 +67,7 @@ async fn a_queue_that_exists_is_used_as_it_is() -> Result<()> {
     for kind in [Queue::Classic, Queue::Quorum] {
         let world = world().await?;
         world.vhost.declare_queue(&world.queue(), kind).await?;
-        let mut service = world.service(&["smtp"])?;
-        service.start()?;
-        service.wait_for_output("consuming", SOON).await?;
+        let service = world.running(&["smtp"]).await?;
         let (_, message) = world.failed_task(&mail_to("a@example.com"));
         world.publish(&message).await?;
         world.smtp.wait_for_mails(1, SOON).await?;
@@ -81,9 +79,7 @@ async fn a_queue_that_exists_is_used_as_it_is() -> Result<()> {
 #[tokio::test]
 async fn a_message_published_twice_is_mailed_once() -> Result<()> {
     let world = world().await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let mut _service = world.running(&["smtp"]).await?;
     let (_, message) = world.failed_task(&mail_to("a@example.com"));
     let (_, last) = world.failed_task(&mail_to("last@example.com"));
     for message in [&message, &message, &last] {
@@ -92,18 +88,13 @@ async fn a_message_published_twice_is_mailed_once() -> Result<()> {
     let mails = world.smtp.wait_for_mails(2, SOON).await?;
     assert_eq!(mails.len(), 2);
     assert!(mails.iter().any(|mail| mail.to == ["last@example.com"]));
-    wait::until("the queue is empty", SOON, async || {
-        Ok(world.vhost.depth(&world.queue()).await?.is_some_and(|depth| depth.ready + depth.unacked == 0))
-    })
-    .await
+    world.queue_is_empty().await
 }
 
 #[tokio::test]
 async fn a_plugin_that_faults_or_fails_sends_nothing_and_harms_no_other() -> Result<()> {
     let world = world().await?;
-    let mut service = world.service(&["smtp", "hostile"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let service = world.running(&["smtp", "hostile"]).await?;
     let attacks = ["loop", "eat memory", "trap", "fail"];
     for attack in attacks {
         let plugins = json!({"hostile": {"message": attack}, "smtp": {"subject": format!("beside {attack}")}});
@@ -133,9 +124,7 @@ async fn a_plugin_that_faults_or_fails_sends_nothing_and_harms_no_other() -> Res
 #[tokio::test]
 async fn a_delivery_that_is_no_event_is_kept_as_dead_and_the_next_is_served() -> Result<()> {
     let world = world().await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let service = world.running(&["smtp"]).await?;
     let exchange = end_to_end::world::exchange("task-failed");
     for body in [&b"not json"[..], b"", b"\xff\xfe", b"[]", b"{}", br#"{"status":{"taskId":"../../etc/passwd......"}}"#]
     {
@@ -147,18 +136,13 @@ async fn a_delivery_that_is_no_event_is_kept_as_dead_and_the_next_is_served() ->
     let store = store(&service);
     wait::until("all are kept", SOON, async || Ok(count(&store, "SELECT COUNT(*) FROM dead_delivery").await? == 6))
         .await?;
-    wait::until("the queue is empty", SOON, async || {
-        Ok(world.vhost.depth(&world.queue()).await?.is_some_and(|depth| depth.ready + depth.unacked == 0))
-    })
-    .await
+    world.queue_is_empty().await
 }
 
 #[tokio::test]
 async fn an_event_whose_task_cannot_be_had_is_deferred_or_dead_but_never_holds_the_queue() -> Result<()> {
     let world = world().await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let service = world.running(&["smtp"]).await?;
     for answer in [Answer::Error(500), Answer::Html(200), Answer::Error(404)] {
         let (task_id, message) =
             world.failed_task(&mail_to(&format!("{answer:?}@example.com").replace(['(', ')'], "")));
@@ -190,9 +174,7 @@ async fn an_event_whose_task_cannot_be_had_is_deferred_or_dead_but_never_holds_t
 #[tokio::test]
 async fn a_plugin_that_asks_to_be_run_again_is_alone_run_again() -> Result<()> {
     let world = world().await?;
-    let mut service = world.service(&["smtp", "hostile"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let service = world.running(&["smtp", "hostile"]).await?;
     let plugins = json!({"hostile": {"message": "retry"}, "smtp": {}});
     let (_, message) = world.failed_task(&json!({"plugins": plugins, "emails": ["a@example.com"]}));
     world.publish(&message).await?;
@@ -210,9 +192,7 @@ async fn what_the_mail_server_answers_decides_what_becomes_of_a_mail() -> Result
     let reply = |text: &str| Behaviour::Reply(text.to_owned());
     world.smtp.behave_for("gone@example.com", reply("550 5.1.1 no such user"))?;
     world.smtp.behave_for("busy@example.com", reply("451 4.7.1 later"))?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let service = world.running(&["smtp"]).await?;
     let emails = ["gone@example.com", "busy@example.com", "fine@example.com"];
     let (_, message) = world.failed_task(&json!({"plugins": ["smtp"], "emails": emails}));
     world.publish(&message).await?;
@@ -263,9 +243,7 @@ async fn a_wrong_password_kills_nothing_and_everything_goes_out_once_it_is_mende
 async fn a_mail_whose_acceptance_was_lost_is_sent_again_and_flagged_in_doubt() -> Result<()> {
     let world = world().await?;
     world.smtp.behave(Phase::Dot, Behaviour::AcceptThenDrop)?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let service = world.running(&["smtp"]).await?;
     let (_, message) = world.failed_task(&mail_to("a@example.com"));
     world.publish(&message).await?;
     world.smtp.wait_for_mails(1, SOON).await?;
@@ -317,9 +295,7 @@ async fn bindings_configured_no_longer_are_taken_back() -> Result<()> {
 #[tokio::test]
 async fn tasks_may_carry_any_section_and_any_text() -> Result<()> {
     let world = world().await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let _service = world.running(&["smtp"]).await?;
     let sections: [Value; 8] = [
         json!(null),
         json!("no notifications"),
@@ -341,10 +317,7 @@ async fn tasks_may_carry_any_section_and_any_text() -> Result<()> {
     let told: Vec<_> = mails.iter().flat_map(|mail| mail.to.clone()).collect();
     assert!(told.contains(&"last@example.com".to_owned()) && told.contains(&"a@example.com".to_owned()), "{told:?}");
     assert!(mails.iter().all(|mail| mail.header("Bcc").is_none()));
-    wait::until("the queue is empty", SOON, async || {
-        Ok(world.vhost.depth(&world.queue()).await?.is_some_and(|depth| depth.ready + depth.unacked == 0))
-    })
-    .await
+    world.queue_is_empty().await
 }
 
 #[tokio::test]

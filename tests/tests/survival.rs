@@ -45,10 +45,7 @@ async fn everything_arrives(world: &World, service: &Service, published: u32) ->
     let open = "SELECT COUNT(*) FROM effect WHERE state <> 'delivered'";
     wait::until("every effect is delivered", SOON, async || Ok(count(&store, open).await? == 0)).await?;
     assert_eq!(count(&store, "SELECT COUNT(*) FROM effect").await?, i64::from(published));
-    wait::until("the queue is empty", SOON, async || {
-        Ok(world.vhost.depth(&world.queue()).await?.is_some_and(|depth| depth.ready + depth.unacked == 0))
-    })
-    .await
+    world.queue_is_empty().await
 }
 
 /// The addresses whose mail came twice, and those whose effect is flagged.
@@ -63,9 +60,7 @@ async fn killed_thirty_times_under_load_it_loses_nothing_and_flags_what_came_twi
     const KILLS: u32 = 30;
     const EACH: u32 = 40;
     let world = world(Broker::shared().await?).await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let mut service = world.running(&["smtp"]).await?;
     let publisher = world.vhost.publisher().await?;
     for kill in 0..KILLS {
         let before = world.smtp.mails()?.len();
@@ -89,9 +84,7 @@ async fn killed_thirty_times_under_load_it_loses_nothing_and_flags_what_came_twi
 async fn told_to_stop_under_load_it_finishes_what_it_has_in_hand_and_nothing_comes_twice() -> Result<()> {
     const ALL: u32 = 600;
     let world = world(Broker::shared().await?).await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let mut service = world.running(&["smtp"]).await?;
     world.vhost.publisher().await?.publish_many(messages(0..ALL)).await?;
     wait::until("it is in the middle of it", SOON, async || Ok(world.smtp.mails()?.len() >= 20)).await?;
     service.terminate()?;
@@ -112,9 +105,7 @@ async fn it_consumes_again_within_five_seconds_of_the_brokers_return_and_loses_n
     const ALL: u32 = 800;
     let mut broker = Broker::private().await?;
     let world = world(&broker).await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let service = world.running(&["smtp"]).await?;
     world.vhost.publisher().await?.publish_many(messages(0..BEFORE)).await?;
     wait::until("it is in the middle of it", SOON, async || Ok(world.smtp.mails()?.len() >= 20)).await?;
     broker.kill().await?;
@@ -151,9 +142,7 @@ fn says_consuming(service: &Service) -> usize {
 #[tokio::test]
 async fn a_deleted_queue_is_declared_again_and_the_loss_is_said() -> Result<()> {
     let world = world(Broker::shared().await?).await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let mut service = world.running(&["smtp"]).await?;
     world.vhost.delete_queue(&world.queue()).await?;
     service.wait_for_output("the queue was deleted: messages were lost there", SOON).await?;
     wait::until("it consumes again", SOON, async || Ok(says_consuming(&service) >= 2)).await?;
@@ -164,9 +153,7 @@ async fn a_deleted_queue_is_declared_again_and_the_loss_is_said() -> Result<()> 
 #[tokio::test]
 async fn closed_connections_are_opened_again() -> Result<()> {
     let world = world(Broker::shared().await?).await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let service = world.running(&["smtp"]).await?;
     let publisher = world.vhost.publisher().await?;
     publisher.publish_many(messages(0..200)).await?;
     world.vhost.close_all_connections().await?;
@@ -178,9 +165,7 @@ async fn closed_connections_are_opened_again() -> Result<()> {
 #[tokio::test]
 async fn a_full_or_locked_database_stops_consuming_and_loses_nothing() -> Result<()> {
     let world = world(Broker::shared().await?).await?;
-    let mut service = world.service(&["smtp"])?;
-    service.start()?;
-    service.wait_for_output("consuming", SOON).await?;
+    let mut service = world.running(&["smtp"]).await?;
     // Another process takes the database for itself, for longer than the service waits for it.
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(service.directory().join("pulse-notifier.db"));
     let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;

@@ -19,23 +19,23 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
         }
     }
     for note in &config.notes {
-        println!("note: {note}");
+        say!("note: {note}");
     }
-    println!("ok");
+    say!("ok");
     Ok(())
 }
 
 fn explain_service(config: &Config) {
     let broker = &config.broker;
     let scheme = if broker.tls { "amqps" } else { "amqp" };
-    println!("broker       {scheme}://{}@{}:{} vhost {}", broker.login, broker.host, broker.port, broker.vhost);
-    println!("taskcluster  {}", config.taskcluster_root);
-    println!("store        {}", config.store);
+    say!("broker       {scheme}://{}@{}:{} vhost {}", broker.login, broker.host, broker.port, broker.vhost);
+    say!("taskcluster  {}", config.taskcluster_root);
+    say!("store        {}", config.store);
     match config.admin {
-        Some(address) => println!("admin        http://{address}/healthz /readyz /metrics"),
-        None => println!("admin        not served"),
+        Some(address) => say!("admin        http://{address}/healthz /readyz /metrics"),
+        None => say!("admin        not served"),
     }
-    println!("plugins      {}", config.plugins.display());
+    say!("plugins      {}", config.plugins.display());
     for (name, smtp) in &config.smtp {
         let security = match smtp.security {
             SmtpSecurity::StartTls => "STARTTLS",
@@ -43,15 +43,15 @@ fn explain_service(config: &Config) {
             SmtpSecurity::None => "no TLS",
         };
         let login = if smtp.login.is_some() { "login and password" } else { "no login" };
-        println!("account      {name}: {}:{}, {security}, {login}, from {}", smtp.host, smtp.port, smtp.from);
+        say!("account      {name}: {}:{}, {security}, {login}, from {}", smtp.host, smtp.port, smtp.from);
     }
     for (name, irc) in &config.irc {
         let security = if irc.tls { "TLS" } else { "no TLS" };
         let password = if irc.password.is_some() { "password" } else { "no password" };
-        println!("account      {name}: {}:{}, {security}, {password}, nick {}", irc.host, irc.port, irc.nick);
+        say!("account      {name}: {}:{}, {security}, {password}, nick {}", irc.host, irc.port, irc.nick);
     }
     if config.delivery == DeliveryMode::Capture {
-        println!("delivery     captured, nothing is sent");
+        say!("delivery     captured, nothing is sent");
     }
 }
 
@@ -61,26 +61,26 @@ fn explain_tenant(tenant: &Tenant) {
         QueueKind::Classic => "durable, classic",
         QueueKind::Quorum => "durable, quorum",
     };
-    println!("tenant       {}", tenant.name);
-    println!("  queue      {} (used as it is; declared {declared} if absent)", tenant.queue.name);
+    say!("tenant       {}", tenant.name);
+    say!("  queue      {} (used as it is; declared {declared} if absent)", tenant.queue.name);
     for binding in &tenant.queue.bindings {
-        println!("  binding    {} {}", binding.exchange, binding.routing_key);
+        say!("  binding    {} {}", binding.exchange, binding.routing_key);
     }
     let identities: Vec<_> = tenant.identities.keys().map(String::as_str).collect();
     if !identities.is_empty() {
-        println!("  identities {}", identities.join(", "));
+        say!("  identities {}", identities.join(", "));
     }
 }
 
 fn explain_plugin(tenant: &Tenant, version: &Version) {
     let digest: String = version.digest.to_string().chars().take(12).collect();
-    println!("  plugin     {} (sha256 {digest}…) imports {}", version.name, version.imports.join(", "));
+    say!("  plugin     {} (sha256 {digest}…) imports {}", version.name, version.imports.join(", "));
     let Some(terms) = tenant.plugins.get(&version.name) else { return };
     let joined = |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if let Some(email) = &terms.grant.email {
-        println!("    may mail {} by account {}", joined(&email.recipients), email.account);
+        say!("    may mail {} by account {}", joined(&email.recipients), email.account);
     }
     if let Some(irc) = &terms.grant.irc {
-        println!("    may talk in {} by account {}", joined(&irc.channels), irc.account);
+        say!("    may talk in {} by account {}", joined(&irc.channels), irc.account);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::config::{Environment, default_plugins, default_root};
 use crate::courier::sinks::Sink;
 use crate::effect::destination;
 use crate::grant::{EmailGrant, Grant, IrcGrant, Pattern};
-use crate::intake::source::{Received, ndjson};
+use crate::intake::source::{Received, Settler, ndjson};
 use crate::intake::task::{MemoryTasks, Tasks};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
@@ -43,37 +44,27 @@ pub(super) async fn run(arguments: Arguments, environment: &Environment) -> anyh
     let folder = tempfile::tempdir().context("make a temporary directory")?;
     let service = start(environment, &folder.path().join("demo.db").display().to_string()).await?;
     if !arguments.json {
-        println!("Sample events on their way: nothing is sent, and nothing is kept.\n");
+        say!("Events on their way: nothing is sent, and nothing is kept. Mail is granted to *@example.com alone.\n");
     }
-    let inlet = service.inlet(TENANT);
-    feed(&arguments, &service, &inlet).await?;
     let mut signals = Signals::listen()?;
     let mut shown = BTreeSet::new();
-    if arguments.once {
-        drop(inlet);
-        let store = service.store().clone();
-        let show_all = async {
-            while !service.is_idle().await? {
-                show(&store, arguments.json, &mut shown).await?;
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-            show(&store, arguments.json, &mut shown).await
-        };
-        tokio::select! {
-            shown = show_all => shown?,
-            () = signals.next() => {}
+    // Events of one's own have an end, and then there is nothing more to wait for.
+    let ends = arguments.once || arguments.events.is_some();
+    let inlet = service.inlet(TENANT);
+    let live = async {
+        if ends {
+            until_idle(&arguments, &service, inlet, &mut shown).await
+        } else {
+            for_ever(&arguments, &service, inlet, &mut shown).await
         }
-    } else {
-        let live = keep_going(&service, &inlet, arguments.json, &mut shown);
-        tokio::select! {
-            shown = live => shown?,
-            () = signals.next() => {}
-        }
-        drop(inlet);
+    };
+    tokio::select! {
+        shown = live => shown?,
+        () = signals.next() => {}
     }
     service.drain(Duration::from_secs(5)).await;
     if !arguments.json {
-        println!("{WHERE_TO_GO}");
+        say!("{WHERE_TO_GO}");
     }
     Ok(())
 }
@@ -128,13 +119,35 @@ async fn feed(arguments: &Arguments, service: &Service, inlet: &mpsc::Sender<Rec
     Ok(())
 }
 
-/// Shows what was delivered, and makes another event of a sample every few seconds.
-async fn keep_going(
+/// Shows what comes of the events until nothing more will.
+async fn until_idle(
+    arguments: &Arguments,
     service: &Service,
-    inlet: &mpsc::Sender<Received>,
-    json: bool,
+    inlet: mpsc::Sender<Received>,
     shown: &mut BTreeSet<Vec<u8>>,
 ) -> anyhow::Result<()> {
+    let mut feeding = pin!(async move { feed(arguments, service, &inlet).await });
+    loop {
+        tokio::select! {
+            fed = &mut feeding => break fed?,
+            () = tokio::time::sleep(LOOK_EVERY) => show(service.store(), arguments.json, shown).await?,
+        }
+    }
+    while !service.is_idle().await? {
+        show(service.store(), arguments.json, shown).await?;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    show(service.store(), arguments.json, shown).await
+}
+
+/// Shows what comes of the samples, and makes another event of one every few seconds.
+async fn for_ever(
+    arguments: &Arguments,
+    service: &Service,
+    inlet: mpsc::Sender<Received>,
+    shown: &mut BTreeSet<Vec<u8>>,
+) -> anyhow::Result<()> {
+    feed(arguments, service, &inlet).await?;
     let Tasks::Memory(tasks) = service.tasks() else { return Ok(()) };
     let mut samples = SAMPLES.lines().enumerate().cycle();
     let mut next = tokio::time::interval(EVENT_EVERY);
@@ -145,9 +158,9 @@ async fn keep_going(
                 let Some((number, sample)) = samples.next() else { return Ok(()) };
                 let fresh = sample.replace("DemoTask", &format!("{:08x}", rand::random::<u32>()));
                 let delivery = ndjson::read(number + 1, &fresh, tasks)?;
-                inlet.send(Received { delivery, settler: crate::intake::source::Settler::Nobody }).await?;
+                inlet.send(Received { delivery, settler: Settler::Nobody }).await?;
             }
-            () = tokio::time::sleep(LOOK_EVERY) => show(service.store(), json, shown).await?,
+            () = tokio::time::sleep(LOOK_EVERY) => show(service.store(), arguments.json, shown).await?,
         }
     }
 }
@@ -173,13 +186,13 @@ async fn show(store: &Store, json: bool, shown: &mut BTreeSet<Vec<u8>>) -> anyho
                 "tenant": text("tenant")?, "plugin": text("plugin")?, "capability": payload.get("capability"),
                 "task_id": text("task_id")?, "status": text("status")?, "state": state, "payload": payload,
             });
-            println!("{}", render::json(&shown));
+            say!("{}", render::json(&shown));
         } else {
             let reason: Option<Vec<u8>> = row.try_get("reason")?;
             let reason = String::from_utf8_lossy(&reason.unwrap_or_default()).into_owned();
             let why_not = (state != "delivered").then_some(reason.as_str());
             let status: String = row.try_get("status")?;
-            println!("{}", render::effect(&status, &state, why_not, &serde_json::from_value(payload)?));
+            say!("{}", render::effect(&status, &state, why_not, &serde_json::from_value(payload)?));
         }
     }
     Ok(())
@@ -191,7 +204,7 @@ const SAMPLES: &str = include_str!("demo.ndjson");
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const EVENT_EVERY: Duration = Duration::from_secs(3);
 const WHERE_TO_GO: &str = "\
-Each came from a sample event, through the sandboxed plugin, the database and the courier that real events take.
+Each came from an event, through the sandboxed plugin, the database and the courier that real events take.
   pulse-notifier demo --events FILE   your own events, one JSON object a line
   pulse-notifier check                what your configuration amounts to
   pulse-notifier run                  the real thing

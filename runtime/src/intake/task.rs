@@ -157,7 +157,9 @@ impl MemoryTasks {
 
     fn definition(&self, task_id: &TaskId) -> Result<Arc<Definition>, TaskError> {
         let definitions = self.definitions.lock().unwrap_or_else(PoisonError::into_inner);
-        definitions.get(task_id).map(Arc::clone).ok_or(TaskError::NotFound)
+        // It came with an event or never will.
+        let absent = || TaskError::Unusable("the events brought no definition of this task".into());
+        definitions.get(task_id).map(Arc::clone).ok_or_else(absent)
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     write(&folder, "Cargo.toml", &manifest(name, &place))?;
     write(&folder, "src/lib.rs", &capability::source(&capabilities))?;
     write(&folder, "cases/failed.json", &case.to_string())?;
-    println!("{}", next_steps(name, &place));
+    say!("{}", next_steps(name, &place));
     Ok(())
 }
 

@@ -26,7 +26,7 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.bless {
         for file in &files {
             let changed = Case::bless_file(file, &trial).await?;
-            println!("{} {}", if changed { "blessed  " } else { "unchanged" }, name(file));
+            say!("{} {}", if changed { "blessed  " } else { "unchanged" }, name(file));
         }
         return Ok(());
     }
@@ -41,10 +41,10 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// Whether a case's expectations hold; says where they do not.
 async fn check(file: &Path, trial: &Trial) -> Result<bool, TrialError> {
     let differences = Case::check_file(file, trial).await?;
-    println!("{} {}", if differences.is_empty() { "ok    " } else { "failed" }, name(file));
+    say!("{} {}", if differences.is_empty() { "ok    " } else { "failed" }, name(file));
     for difference in &differences {
         let lines: Vec<_> = difference.to_string().lines().map(str::to_owned).collect();
-        print!("{}", render::indented(&lines));
+        crate::cli::print(&render::indented(&lines));
     }
     Ok(differences.is_empty())
 }

@@ -38,9 +38,9 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let trial = Trial::new(&Sandbox::start()?, &arguments.wasm)?;
     let told = trial.tell_of(&arguments.event, &occasion).await?;
     if arguments.json {
-        println!("{}", render::json(&as_json(trial.plugin(), &occasion, &told)));
+        say!("{}", render::json(&as_json(trial.plugin(), &occasion, &told)));
     } else {
-        println!("{}", as_text(trial.plugin(), &occasion, &told));
+        say!("{}", as_text(trial.plugin(), &occasion, &told));
     }
     match told.runs.iter().find_map(|run| Some((run.outcome.ending, run.outcome.reason.as_ref()?))) {
         None => Ok(()),
