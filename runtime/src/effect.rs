@@ -2,11 +2,15 @@
 //!
 //! Enters: what `grant` let through. Leaves: rows of the store, work for a sink. Pure.
 
+pub(crate) mod text_or_bytes;
+
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::task_id::TaskId;
 
 /// 32 bytes that name a thing by its content; written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,8 +71,14 @@ pub type EffectId = Hash;
 pub enum Effect {
     /// A mail to one recipient.
     Email(Email),
+    /// A message to one topic.
+    Sns(Sns),
+    /// An object in a bucket.
+    S3(S3),
     /// Lines in one channel.
     Irc(Irc),
+    /// A message to one exchange.
+    Amqp(Amqp),
 }
 
 impl Effect {
@@ -77,7 +87,10 @@ impl Effect {
     pub const fn capability(&self) -> &'static str {
         match self {
             Self::Email(_) => "email",
+            Self::Sns(_) => "sns",
+            Self::S3(_) => "s3",
             Self::Irc(_) => "irc",
+            Self::Amqp(_) => "amqp",
         }
     }
 
@@ -86,7 +99,10 @@ impl Effect {
     pub fn account(&self) -> &str {
         match self {
             Self::Email(email) => &email.account,
+            Self::Sns(sns) => &sns.account,
+            Self::S3(s3) => &s3.account,
             Self::Irc(irc) => &irc.account,
+            Self::Amqp(amqp) => &amqp.account,
         }
     }
 
@@ -101,7 +117,10 @@ impl Effect {
     pub fn recipient(&self) -> &str {
         match self {
             Self::Email(email) => &email.recipient,
+            Self::Sns(sns) => &sns.topic,
+            Self::S3(s3) => &s3.key,
             Self::Irc(irc) => &irc.channel,
+            Self::Amqp(amqp) => &amqp.exchange,
         }
     }
 
@@ -113,7 +132,12 @@ impl Effect {
                 let header = email.to.iter().map(String::len).sum::<usize>() + email.subject.len();
                 header + email.text.len() + email.html.as_ref().map_or(0, |html| html.len())
             }
+            Self::Sns(sns) => sns.topic.len() + sns.subject.as_ref().map_or(0, String::len) + sns.text.len(),
+            Self::S3(s3) => s3.key.len() + s3.content_type.len() + s3.body.bytes(),
             Self::Irc(irc) => irc.channel.len() + irc.lines.iter().map(String::len).sum::<usize>(),
+            Self::Amqp(amqp) => {
+                amqp.exchange.len() + amqp.routing_key.len() + amqp.content_type.len() + amqp.body.len()
+            }
         }
     }
 }
@@ -141,6 +165,83 @@ pub struct Email {
     pub html: Option<Arc<str>>,
     /// Mails of one thread are shown together.
     pub thread: Option<String>,
+}
+
+/// A message to one topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sns {
+    /// The account that publishes it.
+    pub account: String,
+    /// The topic's ARN.
+    pub topic: String,
+    /// One line.
+    pub subject: Option<String>,
+    /// The message.
+    pub text: String,
+}
+
+/// An object in the bucket of an account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct S3 {
+    /// The account, which has one bucket.
+    pub account: String,
+    /// The object's key.
+    pub key: String,
+    /// Its content type.
+    pub content_type: String,
+    /// What is in it.
+    pub body: S3Body,
+}
+
+/// What is in an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum S3Body {
+    /// These bytes.
+    Bytes(#[serde(with = "text_or_bytes")] Vec<u8>),
+    /// An artifact, gzipped: by reference, since it may be of any size.
+    Artifact(ArtifactOf),
+    /// What is at this address, gzipped. The operator's log table says so, never a guest.
+    Address(String),
+}
+
+impl S3Body {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Artifact(artifact) => artifact.name.len(),
+            Self::Address(address) => address.len(),
+        }
+    }
+}
+
+/// An artifact of a run of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactOf {
+    /// The task.
+    pub task_id: TaskId,
+    /// Its run.
+    pub run_id: u32,
+    /// The artifact's name.
+    pub name: String,
+}
+
+/// A message to one exchange.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amqp {
+    /// The account that publishes it.
+    pub account: String,
+    /// The exchange.
+    pub exchange: String,
+    /// The routing key.
+    pub routing_key: String,
+    /// Its content type.
+    pub content_type: String,
+    /// Its body.
+    #[serde(with = "text_or_bytes")]
+    pub body: Vec<u8>,
+    /// How often it has been relayed, this time included.
+    pub hops: u32,
 }
 
 /// Lines in one channel, in this order.

@@ -38,5 +38,6 @@ pub mod sandbox;
 pub mod service;
 pub mod store;
 pub mod tenant;
+pub mod task_id;
 mod tls;
 pub mod trial;

@@ -25,7 +25,7 @@ pub use budget::{Fault, Limits};
 pub use guest::types;
 
 use crate::effect::{Origin, Plan};
-use crate::grant::Grant;
+use crate::grant::{About, Grant};
 use crate::intake::task::TaskReads;
 use budget::{CpuMeter, Metered};
 use guest::{Guest, Record};
@@ -54,6 +54,8 @@ pub enum StartError {
 pub struct Invocation {
     /// What the ids of its effects are made of.
     pub origin: Origin,
+    /// What its requests are checked against besides the grant.
+    pub about: About,
     /// What the guest is told.
     pub event: types::Event,
     /// The only time its clock knows.

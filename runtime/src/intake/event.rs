@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::effect::{EventKey, Hash};
+pub use crate::task_id::TaskId;
 
 /// A message as the broker handed it over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +24,11 @@ pub struct Delivery {
     /// Whether the broker had delivered it before.
     #[serde(default)]
     pub redelivered: bool,
+    /// How often a plugin has relayed it.
+    #[serde(default)]
+    pub hops: u32,
     /// Its body, as published.
-    #[serde(with = "serde_body")]
+    #[serde(with = "crate::effect::text_or_bytes")]
     pub body: Vec<u8>,
 }
 
@@ -61,33 +65,6 @@ pub enum Malformed {
     /// A `status.taskId` that cannot be one.
     #[error("expected 1 to 38 characters of A-Z a-z 0-9 - _ at status.taskId, found {0:?}")]
     BadTaskId(String),
-}
-
-/// A task's or a task group's id: Taskcluster makes 22 characters of `A-Z a-z 0-9 - _`; up to 38, as its other names have,
-/// are taken. It is therefore safe in a URL, a header and a log.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TaskId(String);
-
-impl TaskId {
-    /// The id, when the text is one.
-    #[must_use]
-    pub fn new(text: &str) -> Option<Self> {
-        let fits =
-            (1..=38).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        fits.then(|| Self(text.to_owned()))
-    }
-
-    /// The id as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for TaskId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 impl Event {
@@ -159,32 +136,6 @@ fn time(body: &Value, run_id: Option<u32>) -> Option<Timestamp> {
 
 fn shortened(text: &str) -> String {
     text.chars().take(40).collect()
-}
-
-/// A body is text nearly always, and stored as such; a body that is none is stored as its bytes.
-mod serde_body {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    #[serde(untagged)]
-    enum Body {
-        Text(String),
-        Bytes(Vec<u8>),
-    }
-
-    pub(super) fn serialize<S: Serializer>(body: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        match std::str::from_utf8(body) {
-            Ok(text) => serializer.serialize_str(text),
-            Err(_) => serializer.serialize_bytes(body),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        Ok(match Body::deserialize(deserializer)? {
-            Body::Text(text) => text.into_bytes(),
-            Body::Bytes(bytes) => bytes,
-        })
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use super::budget::{Fault, Limits, Space};
 use super::{Invocation, wasi};
 use crate::effect::{Origin, Plan, Planned};
-use crate::grant::{Grant, Refusal};
+use crate::grant::{About, Grant, Refusal};
 use crate::intake::task::TaskReads;
 
 mod bindings {
@@ -24,12 +24,13 @@ mod bindings {
 }
 
 pub use bindings::pulse::notifier::types;
-pub(super) use bindings::pulse::notifier::{email, irc, log, settings, taskcluster};
+pub(super) use bindings::pulse::notifier::{amqp, email, irc, log, s3, settings, sns, taskcluster};
 pub(super) use bindings::{Plugin, PluginPre};
 
 /// One running guest.
 pub(super) struct Guest {
     pub(super) origin: Origin,
+    pub(super) about: About,
     pub(super) grant: Arc<Grant>,
     pub(super) settings: Arc<BTreeMap<String, String>>,
     pub(super) reads: TaskReads,
@@ -41,11 +42,11 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) fn new(invocation: Invocation, record: Arc<Record>) -> (types::Event, Self) {
-        let Invocation { origin, event, time, grant, settings, limits, reads } = invocation;
+        let Invocation { origin, about, event, time, grant, settings, limits, reads } = invocation;
         let mut resources = ResourceTable::new();
         resources.set_max_capacity(RESOURCES_MAX);
         let wasi = wasi::nothing(&origin, time, limits, &record);
-        (event, Self { origin, grant, settings, reads, record, space: Space::new(limits), wasi, resources })
+        (event, Self { origin, about, grant, settings, reads, record, space: Space::new(limits), wasi, resources })
     }
 }
 

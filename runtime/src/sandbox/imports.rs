@@ -1,9 +1,12 @@
 //! The host functions, one file for each capability. They check and record; none of them acts on the world.
 
+mod amqp;
 mod email;
 mod irc;
 mod log;
+mod s3;
 mod settings;
+mod sns;
 mod taskcluster;
 
 use super::guest::types;

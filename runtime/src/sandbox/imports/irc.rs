@@ -9,7 +9,7 @@ impl Host for Guest {
         self.record.call()?;
         let Message { channel, lines } = message;
         let request = IrcRequest { channel, lines };
-        let asked = self.record.ask(&self.origin, |index| grant::irc(&self.grant, &self.origin, index, request));
+        let asked = self.record.ask(&self.origin, |index| grant::irc::plan(&self.grant, &self.origin, index, request));
         Ok(asked.map_err(Into::into))
     }
 }
