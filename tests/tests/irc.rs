@@ -124,7 +124,7 @@ async fn when_the_server_dies_what_waited_is_said_once_it_is_back() -> Result<()
     for number in 0..5 {
         place.fail(say(&format!("meanwhile {number}"))).await?;
     }
-    let tried = "SELECT COUNT(DISTINCT effect_id) FROM attempt WHERE outcome = 'transient'";
+    let tried = "SELECT COUNT(DISTINCT effect_seq) FROM attempt WHERE outcome = 'transient'";
     wait::until("each was tried in vain", SOON, async || Ok(count(&store, tried).await? == 5)).await?;
     place.irc.restart().await?;
     let reader = place.irc.reader("reader", "#ci").await?;
