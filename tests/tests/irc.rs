@@ -81,7 +81,7 @@ async fn a_message_is_said_line_by_line_in_its_colour_and_in_order() -> Result<(
     let store = store(&service);
     let effects = "SELECT state || ' ' || destination || ' ' || CAST(recipient AS TEXT) || ' ' || in_doubt || ' ' || \
                    CAST(reason AS TEXT) FROM effect";
-    let expected = ["delivered irc/irc #ci 0 3 lines reached the server"];
+    let expected = ["delivered irc/irc #ci 0 said as pulse"];
     wait::until("it is on record", SOON, async || Ok(rows(&store, effects).await? == expected)).await
 }
 
@@ -120,7 +120,7 @@ async fn when_the_server_dies_what_waited_is_said_once_it_is_back() -> Result<()
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered'";
     wait::until("it is on record", SOON, async || Ok(count(&store, delivered).await? == 1)).await?;
     place.irc.kill()?;
-    service.wait_for_output("IRC connection lost", SOON).await?;
+    service.wait_for_output("the IRC connection is lost", SOON).await?;
     for number in 0..5 {
         place.fail(say(&format!("meanwhile {number}"))).await?;
     }
@@ -289,9 +289,9 @@ async fn a_channel_that_takes_nothing_from_us_loses_only_its_own() -> Result<()>
     let states = "SELECT CAST(recipient AS TEXT) || ' ' || state || ' ' || COALESCE(CAST(reason AS TEXT), '') \
                   FROM effect ORDER BY 1";
     let expected = [
-        "#ci delivered 2 lines reached the server",
-        "#moderated dead #moderated: 404 Cannot send to channel",
-        "#private dead #private: 473 Cannot join channel (+i) -- Invited users only",
+        "#ci delivered said as pulse",
+        "#moderated dead PRIVMSG: Cannot send to channel (404)",
+        "#private dead JOIN: Cannot join channel (+i) -- Invited users only (473)",
     ];
     let mut seen = Vec::new();
     let settled = wait::until("each has had its answer", SOON, async || {

@@ -1,114 +1,151 @@
-//! Lines on an IRC server: one connection for each account, kept open, and used by one effect at a time.
+//! Lines on an IRC server, over one connection that is kept.
 //!
-//! A server says nothing about a line that it took. So each effect ends with a `PING`: when the answer is there, the
-//! lines before it have reached the server. The library parses messages; connecting, joining, pacing and this fence are
-//! done here, since its client does none of them.
+//! One task owns the connection, answers the server and takes one effect after the other; nothing waits here that could
+//! wait in the store. A connection is made when there is something to say and none is open.
 
-mod connection;
-mod pace;
+mod session;
+mod throttle;
 
 use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::IrcAccount;
 use crate::courier::Receipt;
-use crate::effect::Irc;
-use connection::Connection;
-use pace::Pace;
+use crate::effect;
+use crate::retry;
+use session::{Lost, Session};
+use throttle::Throttle;
 
-/// One account on one server. Cheap until it is used: the connection is made for the first effect.
-pub struct IrcSink {
-    account: IrcAccount,
-    talker: Mutex<Option<mpsc::Sender<Say>>>,
+/// One account at one server. Dropping it ends its connection, and then its task.
+pub struct Irc {
+    orders: mpsc::Sender<Order>,
 }
 
-/// One effect to perform, and where its receipt goes.
-struct Say {
-    irc: Irc,
+/// Something to say, and whom to tell how it went.
+struct Order {
+    irc: effect::Irc,
     receipt: oneshot::Sender<Receipt>,
 }
 
-impl IrcSink {
-    /// A client of this account. Nothing is connected yet.
+/// What the task owns.
+struct Connection {
+    account: IrcAccount,
+    session: Option<Session>,
+    throttle: Throttle,
+    /// Attempts to connect since a connection was last of use.
+    attempts: u32,
+    /// No attempt to connect before this time.
+    rest_until: Instant,
+}
+
+impl Irc {
+    /// A client of this account. Nothing is connected yet. Its task runs on `tracker` and cancels `ended` at its end,
+    /// which comes, once this is dropped, when the server has been told.
     #[must_use]
-    pub fn new(account: IrcAccount) -> Self {
-        Self { account, talker: Mutex::default() }
+    pub fn start(account: IrcAccount, tracker: &TaskTracker, ended: &CancellationToken) -> Self {
+        let (orders, received) = mpsc::channel(1);
+        let (connection, ended) = (Connection::new(account), ended.clone().drop_guard());
+        tracker.spawn(async move {
+            connection.run(received).await;
+            drop(ended);
+        });
+        Self { orders }
     }
 
-    pub(super) async fn perform(&self, irc: &Irc) -> Receipt {
+    pub(super) async fn perform(&self, irc: &effect::Irc) -> Receipt {
         let (receipt, answer) = oneshot::channel();
-        let say = Say { irc: irc.clone(), receipt };
-        if self.talker().await.send(say).await.is_err() {
-            return Receipt::Transient("the connection's task ended".into());
-        }
-        // It ends only with the runtime; whether the lines went out before that is not known.
-        answer.await.unwrap_or_else(|_| Receipt::InDoubt("shut down while talking".into()))
-    }
-
-    /// The task that owns the connection, started when first needed.
-    async fn talker(&self) -> mpsc::Sender<Say> {
-        let mut talker = self.talker.lock().await;
-        match &*talker {
-            Some(sender) if !sender.is_closed() => sender.clone(),
-            Some(_) | None => {
-                let (sender, says) = mpsc::channel(1);
-                // Not on a tracker: it ends when this sink, its only sender, is dropped.
-                tokio::runtime::Handle::current().spawn(talk(self.account.clone(), says));
-                talker.insert(sender).clone()
-            }
+        let order = Order { irc: irc.clone(), receipt };
+        match self.orders.send(order).await {
+            Ok(()) => answer.await.unwrap_or_else(|_| Receipt::InDoubt("the connection's task ended".into())),
+            Err(_) => Receipt::Transient("the connection's task has ended".into()),
         }
     }
 }
 
-/// Performs effects one after the other, and keeps the connection alive in between.
-async fn talk(account: IrcAccount, mut says: mpsc::Receiver<Say>) {
-    let mut connection: Option<Connection> = None;
-    let mut pace = Pace::new(account.burst, account.line_every);
-    let mut failures = 0;
-    let mut not_before = Instant::now();
-    loop {
-        let say = match &mut connection {
-            Some(open) => tokio::select! {
-                say = says.recv() => say,
-                // Answers the server's pings; ends when the server does.
-                trouble = open.idle() => {
-                    tracing::warn!(host = %account.host, %trouble, "IRC connection lost");
-                    connection = None;
-                    continue;
+impl Connection {
+    fn new(account: IrcAccount) -> Self {
+        let throttle = Throttle::new(account.burst, account.line_every);
+        Self { account, session: None, throttle, attempts: 0, rest_until: Instant::now() }
+    }
+
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(Order { irc, receipt }) => drop(receipt.send(self.perform(&irc).await)),
+                    None => break,
+                },
+                lost = listen(&mut self.session) => {
+                    tracing::warn!(host = self.account.host, %lost, "the IRC connection is lost");
+                    if let Some(session) = self.session.take() {
+                        self.part_with(session);
+                    }
                 }
+            }
+        }
+        if let Some(session) = self.session {
+            session.quit().await;
+        }
+    }
+
+    async fn perform(&mut self, irc: &effect::Irc) -> Receipt {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => match self.connect().await {
+                Ok(session) => session,
+                Err(receipt) => return receipt,
             },
-            None => says.recv().await,
         };
-        let Some(Say { irc, receipt }) = say else { break };
-        let mut open = match connection.take() {
-            Some(open) => open,
-            None => {
-                tokio::time::sleep_until(not_before).await;
-                match Connection::open(&account).await {
-                    Ok(open) => {
-                        failures = 0;
-                        open
-                    }
-                    Err(trouble) => {
-                        failures += 1;
-                        not_before = Instant::now() + SHORTEST_PAUSE * 2_u32.pow(failures.min(5));
-                        drop(receipt.send(trouble.before_any_line()));
-                        continue;
-                    }
+        match session.say(&mut self.throttle, irc).await {
+            Ok(receipt) => {
+                if matches!(receipt, Receipt::Delivered(_)) {
+                    self.attempts = 0;
                 }
+                self.session = Some(session);
+                receipt
             }
-        };
-        let said = open.say(&irc, &mut pace).await;
-        if open.is_usable() {
-            connection = Some(open);
+            Err(receipt) => {
+                self.part_with(session);
+                receipt
+            }
         }
-        drop(receipt.send(said));
     }
-    if let Some(open) = connection {
-        open.quit().await;
+
+    /// Connects, after the rest that the attempts before it have earned.
+    async fn connect(&mut self) -> Result<Session, Receipt> {
+        sleep_until(self.rest_until).await;
+        let connected = Session::connect(&self.account).await;
+        // Being let in shows little: a server may let everybody in and throw them out.
+        self.attempts = self.attempts.saturating_add(1);
+        self.rest_until = Instant::now() + retry::jittered(rest(self.attempts));
+        connected
+    }
+
+    fn part_with(&mut self, session: Session) {
+        if session.age() >= OF_USE_AFTER {
+            self.attempts = 0;
+        }
     }
 }
 
-const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
+/// Answers the server while there is nothing to say, until the connection is lost.
+async fn listen(session: &mut Option<Session>) -> Lost {
+    match session {
+        Some(session) => session.listen_on().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How long not to connect after this many attempts: a second, doubled each time, at most a quarter of a minute.
+fn rest(attempts: u32) -> Duration {
+    REST_MAX.min(Duration::from_secs(1 << attempts.saturating_sub(1).min(4)))
+}
+
+/// Short enough for what waits here to be finished when the service shuts down.
+const REST_MAX: Duration = Duration::from_secs(15);
+/// A connection that lived for so long was of use, whether or not anything was said.
+const OF_USE_AFTER: Duration = Duration::from_secs(60);
