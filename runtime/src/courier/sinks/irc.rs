@@ -3,6 +3,8 @@
 //! One task owns the connection, answers the server and takes one effect after the other; nothing waits here that could
 //! wait in the store. A connection is made when there is something to say and none is open.
 
+#[cfg(test)]
+mod script;
 mod session;
 mod throttle;
 
@@ -149,3 +151,124 @@ fn rest(attempts: u32) -> Duration {
 const REST_MAX: Duration = Duration::from_secs(15);
 /// A connection that lived for so long was of use, whether or not anything was said.
 const OF_USE_AFTER: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::script::Server;
+    use super::*;
+
+    /// An account on a server that listens.
+    async fn account() -> (IrcAccount, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let account = IrcAccount {
+            host: "127.0.0.1".into(),
+            port: listener.local_addr().unwrap().port(),
+            tls: false,
+            nick: "pulse".into(),
+            real_name: "pulse".into(),
+            password: None,
+            burst: 4,
+            line_every: Duration::from_secs(2),
+        };
+        (account, listener)
+    }
+
+    fn hello() -> effect::Irc {
+        effect::Irc { account: "irc".into(), channel: "#ci".into(), lines: vec!["hello".into()] }
+    }
+
+    async fn hear_hello(server: &mut Server) {
+        server.let_in("pulse", "#ci").await;
+        server.expect("PRIVMSG #ci :hello").await;
+        server.answer_ping().await;
+    }
+
+    #[test]
+    fn the_rest_grows_to_a_quarter_of_a_minute() {
+        let rests: Vec<_> = [1, 2, 3, 4, 5, 6, u32::MAX].map(|attempts| rest(attempts).as_secs()).into();
+        assert_eq!(rests, [1, 2, 4, 8, 15, 15, 15]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_lets_us_in_and_throws_us_out_is_given_more_and_more_rest() {
+        let (account, listener) = account().await;
+        let mut connection = Connection::new(account);
+        for attempts in 1..=3 {
+            let throw_out = async { Server::accept(&listener).await.welcome("pulse").await };
+            let effect = hello();
+            let (receipt, ()) = tokio::join!(connection.perform(&effect), throw_out);
+            assert!(
+                matches!(&receipt, Receipt::Transient(why) if why.starts_with("before the first line")),
+                "{receipt:?}"
+            );
+            assert_eq!(connection.attempts, attempts);
+            let rest_left = connection.rest_until.saturating_duration_since(Instant::now());
+            assert!(rest_left > rest(attempts).mul_f64(0.5), "{rest_left:?} before attempt {}", attempts + 1);
+            connection.rest_until = Instant::now(); // which spares the test that rest
+        }
+        let (effect, listen) = (hello(), async {
+            let mut server = Server::accept(&listener).await;
+            server.welcome("pulse").await;
+            hear_hello(&mut server).await;
+            server
+        });
+        let (receipt, _server) = tokio::join!(connection.perform(&effect), listen);
+        assert_eq!(receipt, Receipt::Delivered("said as pulse".into()));
+        assert_eq!(connection.attempts, 0, "only what was delivered shows that it works");
+        assert!(connection.rest_until > Instant::now(), "and still there is a rest before the next attempt");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_lived_for_a_minute_was_of_use() {
+        let (account, _listener) = account().await;
+        let mut connection = Connection::new(account);
+        for (age_s, attempts) in [(59, 5), (60, 0)] {
+            connection.attempts = 5;
+            let (_server, stream) = Server::pair(64);
+            let session = Session::over(stream);
+            tokio::time::advance(Duration::from_secs(age_s)).await;
+            connection.part_with(session);
+            assert_eq!(connection.attempts, attempts, "{age_s} s");
+        }
+    }
+
+    #[tokio::test]
+    async fn between_two_attempts_it_rests() {
+        let (account, listener) = account().await;
+        drop(listener);
+        let mut connection = Connection::new(account);
+        let (began, effect) = (Instant::now(), hello());
+        for _ in 0..2 {
+            assert!(matches!(connection.perform(&effect).await, Receipt::Transient(_)));
+        }
+        assert!(began.elapsed() >= rest(1).mul_f64(0.8), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn who_is_not_needed_any_more_takes_leave_and_its_task_is_waited_for() {
+        let (account, listener) = account().await;
+        let (tracker, ended) = (TaskTracker::new(), CancellationToken::new());
+        let irc = Irc::start(account, &tracker, &ended);
+        let server = async {
+            let mut server = Server::accept(&listener).await;
+            server.welcome("pulse").await;
+            hear_hello(&mut server).await;
+            server
+        };
+        let effect = hello();
+        let (receipt, mut server) = tokio::join!(irc.perform(&effect), server);
+        assert_eq!(receipt, Receipt::Delivered("said as pulse".into()));
+        assert!(!ended.is_cancelled());
+        drop(irc);
+        tracker.close();
+        let hang_up = async {
+            server.expect("QUIT").await;
+            server.say(&["ERROR :Closing link"]).await;
+            drop(server);
+        };
+        tokio::join!(tracker.wait(), hang_up);
+        assert!(ended.is_cancelled());
+    }
+}

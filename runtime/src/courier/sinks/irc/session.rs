@@ -102,7 +102,7 @@ impl Session {
         }
     }
 
-    fn over(stream: impl Stream + 'static) -> Self {
+    pub(super) fn over(stream: impl Stream + 'static) -> Self {
         let codec = AnyDelimiterCodec::new_with_max_length(b"\r\n".to_vec(), b"\r\n".to_vec(), INCOMING_BYTES_MAX);
         Self {
             wire: Framed::new(Box::new(stream), codec),
@@ -193,14 +193,17 @@ impl Session {
         course: &mut Course,
     ) -> Result<(), Lost> {
         let channel = &irc.channel;
-        let room = room(&self.nick, self.shown, channel);
-        for piece in irc.lines.iter().flat_map(|line| pieces(line, room)) {
+        let mut left = irc.lines.iter().map(String::as_str).filter(|line| !line.is_empty());
+        let mut line = left.next();
+        while let Some(whole) = line {
             let turn = throttle.next(Instant::now());
             if self.listen(turn, |message| course.objects(message, channel).then_some(())).await?.is_some() {
                 break;
             }
+            let (piece, rest) = cut(whole, room(&self.nick, self.shown, channel));
             course.sent += 1;
             self.send(&format!("PRIVMSG {channel} :{piece}")).await?;
+            line = rest.or_else(|| left.next());
         }
         self.fence(|message| _ = course.objects(message, channel)).await
     }
@@ -314,6 +317,9 @@ impl Session {
 impl Course {
     /// Whether this is an objection to what was said in the channel, which is then noted.
     fn objects(&mut self, message: &Message, channel: &str) -> bool {
+        if self.sent == 0 {
+            return false;
+        }
         let Some(objection) = error_about(message, channel) else { return false };
         self.objections = self.objections.saturating_add(1);
         self.first.get_or_insert(objection);
@@ -380,7 +386,7 @@ fn answer_to_join(message: &Message, nick: &str, channel: &str) -> Option<Result
     match (&message.command, &message.prefix) {
         (Command::JOIN(joined, ..), Some(Prefix::Nickname(name, user, host))) => {
             let is_ours = name == nick && folded(joined) == folded(channel);
-            is_ours.then(|| Ok(Shown { user_bytes: user.len(), host_bytes: host.len() }))
+            is_ours.then_some(Ok(Shown { user_bytes: user.len(), host_bytes: host.len() }))
         }
         _ => error_about(message, channel).map(Err),
     }
@@ -390,7 +396,12 @@ fn answer_to_join(message: &Message, nick: &str, channel: &str) -> Option<Result
 fn error_about(message: &Message, channel: &str) -> Option<(u16, String)> {
     let (code, parameters) = numeric(message)?;
     let is_about = parameters.iter().any(|parameter| folded(parameter) == folded(channel));
-    (code >= ERRORS && is_about).then(|| (code, words(parameters)))
+    (is_error(code) && is_about).then(|| (code, words(parameters)))
+}
+
+/// Errors are in these hundreds; those between tell channel operators of this and that.
+const fn is_error(code: u16) -> bool {
+    matches!(code, 400..=599 | 900..=999)
 }
 
 fn is_pong(message: &Message, token: &str) -> bool {
@@ -420,13 +431,10 @@ fn room(nick: &str, shown: Shown, channel: &str) -> usize {
     LINE_BYTES_MAX.saturating_sub(around).max(ROOM_MIN)
 }
 
-/// A line in pieces that get through whole, cut between two characters.
-fn pieces(mut line: &str, room: usize) -> impl Iterator<Item = &str> {
-    std::iter::from_fn(move || {
-        let (piece, rest) = line.split_at(line.floor_char_boundary(room));
-        line = rest;
-        (!piece.is_empty()).then_some(piece)
-    })
+/// As much of a line as there is room for, whole characters, and the rest if there is any.
+fn cut(line: &str, room: usize) -> (&str, Option<&str>) {
+    let (piece, rest) = line.split_at(line.floor_char_boundary(room));
+    (piece, (!rest.is_empty()).then_some(rest))
 }
 
 /// What a numeric says to a person.
@@ -440,8 +448,6 @@ fn printable(text: &str) -> String {
 
 /// From now on we are shown with another host.
 const HOST_SHOWN: u16 = 396;
-/// Numerics from here on are errors, as far as they are about a channel.
-const ERRORS: u16 = 400;
 const SUFFIXES: [char; 5] = ['_', '2', '3', '4', '5'];
 /// RFC 2812.
 const NICK_BYTES_ANYWHERE: usize = 9;
@@ -457,3 +463,352 @@ const REGISTER: Duration = Duration::from_secs(60);
 const LEAVE: Duration = Duration::from_secs(5);
 /// After this much silence the server is asked whether it is still there before a line is risked.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::super::script::Server;
+    use super::*;
+    use crate::config::Secret;
+
+    fn message(text: &str) -> Message {
+        text.parse().unwrap()
+    }
+
+    /// A registered session and its server.
+    fn session() -> (Session, Server) {
+        session_through(4 << 10)
+    }
+
+    fn session_through(buffer_bytes: usize) -> (Session, Server) {
+        let (server, stream) = Server::pair(buffer_bytes);
+        (Session { nick: "pulse".into(), ..Session::over(stream) }, server)
+    }
+
+    fn account(nick: &str) -> IrcAccount {
+        IrcAccount {
+            host: "irc.test".into(),
+            port: 6667,
+            tls: false,
+            nick: nick.into(),
+            real_name: nick.into(),
+            password: None,
+            burst: 4,
+            line_every: Duration::from_secs(2),
+        }
+    }
+
+    fn lines(lines: &[&str]) -> effect::Irc {
+        let lines = lines.iter().map(|&line| line.to_owned()).collect();
+        effect::Irc { account: "irc".into(), channel: "#ci".into(), lines }
+    }
+
+    fn unhurried() -> Throttle {
+        Throttle::new(1, Duration::from_secs(2))
+    }
+
+    /// How registering with this nick ends, with a server that gives these answers to the nicks that are tried.
+    async fn register(nick: &str, answers: &[(&str, &str)]) -> (Result<Result<(), Receipt>, Lost>, String) {
+        let (mut session, mut server) = session();
+        let account = account(nick);
+        let script = async {
+            server.expect(&format!("USER {nick} 0 * :{nick}")).await;
+            for (tried, answer) in answers {
+                server.expect(&format!("NICK {tried}")).await;
+                server.say(&[answer]).await;
+            }
+            server
+        };
+        let (registered, _server) = tokio::join!(session.register(&account), script);
+        (registered, session.nick)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_nick_is_tried_when_one_is_taken_and_fits_where_that_did() {
+        let in_use = ":irc.test 433 * ninebytes :Nickname already in use";
+        let for_now = ":irc.test 437 * ninebyte_ :Nick/channel is temporarily unavailable";
+        let elsewhere = ":irc.test 436 * ninebyte2 :Nickname collision KILL";
+        let erroneous = ":irc.test 432 * ninebyte3 :Erroneous nickname";
+        let welcome = ":irc.test 001 ninebyte4 :Welcome";
+        let answers = [
+            ("ninebytes", in_use),
+            ("ninebyte_", for_now),
+            ("ninebyte2", elsewhere),
+            ("ninebyte3", erroneous),
+            ("ninebyte4", welcome),
+        ];
+        let (registered, nick) = register("ninebytes", &answers).await;
+        assert!(matches!(registered, Ok(Ok(()))), "{registered:?}");
+        assert_eq!(nick, "ninebyte4");
+    }
+
+    #[test]
+    fn other_nicks_are_no_longer_than_servers_allow() {
+        assert_eq!(nicks("pulse").take(3).collect::<Vec<_>>(), ["pulse", "pulse_", "pulse2"]);
+        assert_eq!(nicks("ninebytes").nth(1).unwrap(), "ninebyte_");
+        assert_eq!(nicks("a-nick-of-20-letters").nth(2).unwrap(), "a-nick-of-20-letter2");
+        assert_eq!(nicks("a-nick-of-20-letters").nth(6).unwrap(), "a-nick-o_", "a server may cut the others short");
+        assert_eq!((nicks("pulse").count(), nicks("a-nick-of-20-letters").count()), (6, 11));
+        assert_eq!(nicks("☃☃☃☃").nth(1).unwrap(), "☃☃☃_");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_all_nicks_are_in_use_it_is_tried_again_later() {
+        let in_use = ":irc.test 433 * pulse :Nickname already in use";
+        let answers: Vec<_> = ["pulse", "pulse_", "pulse2", "pulse3", "pulse4", "pulse5"].map(|it| (it, in_use)).into();
+        let (registered, _) = register("pulse", &answers).await;
+        assert!(matches!(registered, Ok(Err(Receipt::Transient(_)))), "{registered:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_not_wanted_waits_until_that_is_mended() {
+        for code in [432, 463, 464, 465, 466] {
+            let (registered, _) = register("pulse", &[("pulse", &format!(":irc.test {code} * :No"))]).await;
+            let Ok(Err(Receipt::Suspended(why))) = registered else { panic!("{code}: {registered:?}") };
+            assert_eq!(why, format!("register: No ({code})"));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_password_goes_before_everything() {
+        let (mut session, mut server) = session();
+        let account = IrcAccount { password: Some(Secret::new("open sesame".into())), ..account("pulse") };
+        let script = async {
+            server.expect("PASS :open sesame").await;
+            server.welcome("pulse").await;
+        };
+        let (registered, ()) = tokio::join!(session.register(&account), script);
+        assert!(matches!(registered, Ok(Ok(()))), "{registered:?}");
+    }
+
+    #[test]
+    fn a_notice_before_the_welcome_is_no_answer() {
+        assert_eq!(answer_to_nick(&message(":irc.test NOTICE AUTH :*** Looking up your hostname")), None);
+        assert_eq!(answer_to_nick(&message(":irc.test 001 pulse_ :Welcome")), Some(Nick::Accepted("pulse_".into())));
+    }
+
+    #[test]
+    fn the_answer_to_a_join_is_ours_and_about_this_channel() {
+        let answer = |text: &str| answer_to_join(&message(text), "pulse", "#CI");
+        assert_eq!(answer(":pulse!~p@host JOIN :#ci"), Some(Ok(Shown { user_bytes: 2, host_bytes: 4 })));
+        assert_eq!(answer(":someone!~p@host JOIN :#ci"), None);
+        assert_eq!(answer(":pulse!~p@host JOIN :#other"), None);
+        assert_eq!(answer(":irc.test 353 pulse = #ci :@pulse"), None);
+        assert_eq!(answer(":irc.test 332 pulse #ci :the topic"), None);
+        assert_eq!(answer(":irc.test 473 pulse #other :no"), None);
+        for code in [403_u16, 405, 437, 470, 471, 473, 477, 489, 499, 926] {
+            let refused = answer(&format!(":irc.test {code} pulse #ci :no"));
+            assert_eq!(refused, Some(Err((code, "no".to_owned()))), "{code}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_the_server_has_against_a_join_is_an_answer_at_once_and_about_that_channel() {
+        let dead = [403, 470, 473, 474, 475, 476, 477, 479, 489];
+        let waits = [405, 437, 471, 499, 520, 926];
+        for code in dead.into_iter().chain(waits) {
+            let (mut session, mut server) = session();
+            let began = Instant::now();
+            let script = async {
+                server.expect("JOIN #ci").await;
+                server.say(&[&format!(":irc.test {code} pulse #ci :no")]).await;
+            };
+            let (effect, mut throttle) = (lines(&["a"]), unhurried());
+            let (said, ()) = tokio::join!(session.say(&mut throttle, &effect), script);
+            assert_eq!(began.elapsed(), Duration::ZERO, "{code}");
+            let answer = format!("JOIN: no ({code})");
+            let expected = match code {
+                405 => Err(Receipt::Transient(answer)), // another connection is in no channel yet
+                _ if dead.contains(&code) => Ok(Receipt::Permanent(answer)),
+                _ => Ok(Receipt::Transient(answer)),
+            };
+            assert_eq!(said, expected, "{code}");
+            assert!(session.joined.is_empty(), "{code}");
+        }
+    }
+
+    #[test]
+    fn objections_are_errors_about_the_channel() {
+        let objects = |text: &str| error_about(&message(text), "#ci").map(|(code, _)| code);
+        assert_eq!(objects(":irc.test 404 pulse #CI :Cannot send to channel"), Some(404));
+        assert_eq!(objects(":irc.test 401 pulse #ci :No such nick or channel name"), Some(401));
+        assert_eq!(objects(":irc.test 408 pulse #ci :You cannot use colors"), Some(408));
+        assert_eq!(objects(":irc.test 404 pulse #other :Cannot send to channel"), None);
+        assert_eq!(objects(":irc.test 366 pulse #ci :End of NAMES list"), None);
+        assert_eq!(objects(":irc.test 710 pulse #ci a!b@c :has asked for an invite"), None);
+        assert_eq!(objects(":someone!a@b PRIVMSG #ci :404 pulse #ci"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_objection_that_comes_between_two_lines_counts_and_no_line_follows_it() {
+        let (mut session, mut server) = session();
+        let script = async {
+            server.let_in("pulse", "#ci").await;
+            server.expect("PRIVMSG #ci :a").await;
+            server.say(&[":irc.test 404 pulse #ci :Cannot send to channel"]).await;
+            server.answer_ping().await;
+        };
+        let (effect, mut throttle) = (lines(&["a", "b", "c"]), unhurried());
+        let (said, ()) = tokio::join!(session.say(&mut throttle, &effect), script);
+        assert_eq!(said, Ok(Receipt::Permanent("PRIVMSG: Cannot send to channel (404)".into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_thrown_out_joins_again_and_says_what_was_not_heard() {
+        let (mut session, mut server) = session();
+        session.joined.insert("#ci".into());
+        let (effect, mut throttle) = (lines(&["a"]), unhurried());
+        let script = async {
+            server.expect("PRIVMSG #ci :a").await;
+            let kicked = ":op!o@host KICK #ci pulse :out";
+            server.say(&[kicked, ":irc.test 404 pulse #ci :Cannot send to channel"]).await;
+            server.answer_ping().await;
+            server.let_in("pulse", "#ci").await;
+            server.expect("PRIVMSG #ci :a").await;
+            server.answer_ping().await;
+        };
+        let say_twice = async {
+            let first = session.say(&mut throttle, &effect).await;
+            (first, session.say(&mut throttle, &effect).await)
+        };
+        let (said, ()) = tokio::join!(say_twice, script);
+        let first = Ok(Receipt::Transient("PRIVMSG: Cannot send to channel (404)".into()));
+        assert_eq!(said, (first, Ok(Receipt::Delivered("said as pulse".into()))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_heard_in_part_is_in_doubt_when_it_is_said_again() {
+        let (mut session, mut server) = session();
+        session.joined.insert("#ci".into());
+        let script = async {
+            server.expect("PRIVMSG #ci :a").await;
+            server.expect("PRIVMSG #ci :b").await;
+            server.say(&[":irc.test 442 pulse #ci :You are not on that channel"]).await;
+            server.answer_ping().await;
+        };
+        let (effect, mut throttle) = (lines(&["a", "b"]), unhurried());
+        let (said, ()) = tokio::join!(session.say(&mut throttle, &effect), script);
+        assert!(matches!(said, Ok(Receipt::InDoubt(_))), "{said:?}");
+        assert!(session.joined.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_ends_after_a_line_leaves_it_in_doubt() {
+        let (mut session, mut server) = session();
+        session.joined.insert("#ci".into());
+        let script = async {
+            server.expect("PRIVMSG #ci :a").await;
+            server.say(&["ERROR :Closing link"]).await;
+        };
+        let (effect, mut throttle) = (lines(&["a"]), unhurried());
+        let (said, ()) = tokio::join!(session.say(&mut throttle, &effect), script);
+        let why = "after a line: the server ends the connection: Closing link";
+        assert_eq!(said, Err(Receipt::InDoubt(why.into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_silence_the_server_is_asked_before_a_line_is_risked() {
+        for is_there in [true, false] {
+            let (mut session, mut server) = session();
+            session.joined.insert("#ci".into());
+            tokio::time::advance(SILENCE_MAX + Duration::from_secs(1)).await;
+            let script = async {
+                if is_there {
+                    server.answer_ping().await;
+                    server.expect("PRIVMSG #ci :a").await;
+                    server.answer_ping().await;
+                }
+            };
+            let (effect, mut throttle) = (lines(&["a"]), unhurried());
+            let (said, ()) = tokio::join!(session.say(&mut throttle, &effect), script);
+            if is_there {
+                assert_eq!(said, Ok(Receipt::Delivered("said as pulse".into())));
+            } else {
+                let why = "before the first line: no answer to PING within 20 s";
+                assert_eq!(said, Err(Receipt::Transient(why.into())));
+                drop(session);
+                server.expect("PING :pulse-1").await;
+                assert_eq!(server.hear().await, None);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_interrupted_is_finished_before_anything_else_is_said() {
+        let (mut session, mut server) = session_through(8);
+        let interrupted = timeout(Duration::from_secs(1), session.listen_on());
+        let (ended, ()) = tokio::join!(interrupted, server.say(&["PING :a-long-token"]));
+        assert!(ended.is_err(), "nobody reads, so that it hangs in the middle of the PONG");
+        let script = async {
+            server.expect("PONG :a-long-token").await;
+            server.answer_ping().await;
+        };
+        let (passed, ()) = tokio::join!(session.fence(|_| ()), script);
+        assert!(passed.is_ok(), "{passed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_without_end_are_not_kept() {
+        let (mut session, mut server) = session();
+        let mut taken_bytes = 0;
+        let chatter = async {
+            loop {
+                server.raw(&[b'x'; 1 << 10]).await;
+                taken_bytes += 1 << 10;
+            }
+        };
+        let lost = tokio::select! {
+            lost = session.listen_on() => lost,
+            () = chatter => unreachable!(),
+        };
+        assert_eq!(lost.to_string(), "the server sent 16384 bytes that are no line");
+        assert!(taken_bytes <= 2 * INCOMING_BYTES_MAX, "{taken_bytes}");
+    }
+
+    #[test]
+    fn a_pong_counts_only_with_its_token() {
+        assert!(is_pong(&message(":irc.test PONG irc.test :pulse-1"), "pulse-1"));
+        assert!(is_pong(&message("PONG :pulse-1"), "pulse-1"));
+        assert!(!is_pong(&message(":irc.test PONG irc.test :pulse-2"), "pulse-1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_would_not_get_through_whole_goes_in_pieces() {
+        let (mut session, mut server) = session();
+        let line = format!("\u{3}04{}\u{3}04", "☃".repeat(135));
+        let host = "a.long.name.of.a.host.somewhere.in.the.cloud.example.com";
+        let longer_host = format!("and.{host}");
+        let script = async {
+            server.expect("JOIN #ci").await;
+            server.say(&[&format!(":pulse!~pulse@{host} JOIN :#ci")]).await;
+            let shown = format!(":irc.test 396 pulse {longer_host} :is now your displayed host");
+            server.say(&[&shown, ":pulse!~pulse@x NICK :pulse-with-a-longer-nick"]).await;
+            let prefix = format!(":pulse-with-a-longer-nick!~pulse@{longer_host} ");
+            let mut whole = String::new();
+            loop {
+                let heard = server.hear().await.unwrap();
+                let Some(piece) = heard.strip_prefix("PRIVMSG #ci :") else {
+                    assert_eq!(heard, "PING :pulse-1");
+                    server.say(&["PONG :pulse-1"]).await;
+                    break whole;
+                };
+                assert!(format!("{prefix}{heard}\r\n").len() <= LINE_BYTES_MAX, "{heard}");
+                whole.push_str(piece);
+            }
+        };
+        let (effect, mut throttle) = (lines(&[&line]), unhurried());
+        let (said, whole) = tokio::join!(session.say(&mut throttle, &effect), script);
+        assert_eq!(said, Ok(Receipt::Delivered("said as pulse-with-a-longer-nick".into())));
+        assert_eq!(whole, line);
+    }
+
+    #[test]
+    fn a_line_is_cut_between_two_characters_and_not_before_it_must() {
+        assert_eq!(cut("short", 400), ("short", None));
+        assert_eq!(cut("☃☃☃", 7), ("☃☃", Some("☃")));
+        assert_eq!(cut("☃☃☃", 9), ("☃☃☃", None));
+        let shown = Shown { user_bytes: 6, host_bytes: 4 };
+        assert_eq!(room("pulse", shown, "#ci"), 512 - ":pulse!~pulse@host PRIVMSG #ci :\r\n".len());
+        let endless = Shown { user_bytes: 6, host_bytes: 10_000 };
+        assert_eq!(room("pulse", endless, "#ci"), ROOM_MIN, "however little room there is, it goes on");
+    }
+}
