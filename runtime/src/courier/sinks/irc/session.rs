@@ -738,12 +738,15 @@ mod tests {
         let interrupted = timeout(Duration::from_secs(1), session.listen_on());
         let (ended, ()) = tokio::join!(interrupted, server.say(&["PING :a-long-token"]));
         assert!(ended.is_err(), "nobody reads, so that it hangs in the middle of the PONG");
+        session.joined.insert("#ci".into());
         let script = async {
             server.expect("PONG :a-long-token").await;
+            server.expect("PRIVMSG #ci :a").await;
             server.answer_ping().await;
         };
-        let (passed, ()) = tokio::join!(session.fence(|_| ()), script);
-        assert!(passed.is_ok(), "{passed:?}");
+        let (effect, mut throttle) = (lines(&["a"]), unhurried());
+        let (said, ()) = tokio::join!(session.say(&mut throttle, &effect), script);
+        assert_eq!(said, Ok(Receipt::Delivered("said as pulse".into())));
     }
 
     #[tokio::test(start_paused = true)]
