@@ -3,6 +3,7 @@
 //! One task owns the connection, answers the server and takes one effect after the other; nothing waits here that could
 //! wait in the store. A connection is made when there is something to say and none is open.
 
+mod protocol;
 #[cfg(test)]
 mod script;
 mod session;
