@@ -221,6 +221,24 @@ mod tests {
         assert!(connection.rest_until > Instant::now(), "and still there is a rest before the next attempt");
     }
 
+    #[tokio::test]
+    async fn a_channel_that_is_closed_to_us_is_no_sign_that_it_works() {
+        let (account, listener) = account().await;
+        let mut connection = Connection::new(account);
+        let listen = async {
+            let mut server = Server::accept(&listener).await;
+            server.welcome("pulse").await;
+            server.expect("JOIN #ci").await;
+            server.say(&[":irc.test 473 pulse #ci :Invited users only"]).await;
+            server
+        };
+        let effect = hello();
+        let (receipt, _server) = tokio::join!(connection.perform(&effect), listen);
+        assert_eq!(receipt, Receipt::Permanent("JOIN: Invited users only (473)".into()));
+        assert!(connection.session.is_some(), "other channels may be open");
+        assert_eq!(connection.attempts, 1);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_lived_for_a_minute_was_of_use() {
         let (account, _listener) = account().await;
