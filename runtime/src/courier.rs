@@ -13,7 +13,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::effect::EffectId;
 use crate::metrics::Metrics;
 use crate::retry;
 use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
@@ -76,8 +75,8 @@ pub struct Courier {
     pub keep: Duration,
     /// Counts what happens.
     pub metrics: Arc<Metrics>,
-    /// What is being performed, whose leases are kept.
-    pub in_flight: Mutex<HashSet<EffectId>>,
+    /// The rows of what is being performed, whose leases are kept.
+    pub in_flight: Mutex<HashSet<i64>>,
 }
 
 impl Courier {
@@ -126,7 +125,7 @@ impl Courier {
             };
             let none = claimed.is_empty();
             for claimed in claimed {
-                let (in_flight, sink) = (InFlight::begin(&self, claimed.id), Arc::clone(&sink));
+                let (in_flight, sink) = (InFlight::begin(&self, claimed.seq), Arc::clone(&sink));
                 let permit = permits.split(1);
                 tracker.spawn(async move {
                     in_flight.courier.attempt(&sink, claimed).await;
@@ -153,7 +152,7 @@ impl Courier {
         say(&claimed, &receipt, &next);
         self.metrics.attempt(claimed.effect.capability(), receipt.kind());
         let finished = Finished {
-            id: claimed.id,
+            seq: claimed.seq,
             owner: self.owner.clone(),
             attempt: claimed.attempt,
             destination: claimed.effect.destination(),
@@ -168,7 +167,7 @@ impl Courier {
         }
     }
 
-    fn in_flight(&self) -> Vec<EffectId> {
+    fn in_flight(&self) -> Vec<i64> {
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 
@@ -198,11 +197,11 @@ impl Courier {
 /// One effect in flight, for as long as this lives: an attempt that is gone, however it went, keeps no lease.
 struct InFlight {
     courier: Arc<Courier>,
-    effect: EffectId,
+    effect: i64,
 }
 
 impl InFlight {
-    fn begin(courier: &Arc<Courier>, effect: EffectId) -> Self {
+    fn begin(courier: &Arc<Courier>, effect: i64) -> Self {
         courier.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(effect);
         Self { courier: Arc::clone(courier), effect }
     }

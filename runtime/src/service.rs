@@ -13,7 +13,7 @@ use crate::admin::Admin;
 use crate::config::{Config, DeliveryMode};
 use crate::courier::Courier;
 use crate::courier::sinks::Sink;
-use crate::courier::sinks::irc::IrcSink;
+use crate::courier::sinks::irc::Irc;
 use crate::courier::sinks::smtp::Smtp;
 use crate::effect::destination;
 use crate::intake::Intake;
@@ -44,6 +44,8 @@ pub struct Service {
     handlers: TaskTracker,
     attempts: TaskTracker,
     housekeeping: TaskTracker,
+    /// The tasks of sinks, which end once no sink is left.
+    connections: TaskTracker,
     writer: TaskTracker,
 }
 
@@ -61,6 +63,10 @@ pub struct Parts {
     pub registry: Registry,
     /// The sinks, by destination.
     pub sinks: BTreeMap<String, Arc<Sink>>,
+    /// Where the sinks' own tasks run.
+    pub connections: TaskTracker,
+    /// Cancelled when a part ends that should run until it is stopped.
+    pub ended: CancellationToken,
     /// For how long repeated events are recognised.
     pub keep: Duration,
     /// Counts what happens.
@@ -87,8 +93,7 @@ impl Service {
             metrics: Arc::clone(&parts.metrics),
             in_flight: Mutex::default(),
         });
-        let ended = CancellationToken::new();
-        courier.start(&stop_courier, &ended, &attempts);
+        courier.start(&stop_courier, &parts.ended, &attempts);
         let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());
         housekeeping.spawn(courier.keep_house(stop_housekeeping.clone()));
         let intake = Arc::new(Intake {
@@ -109,11 +114,12 @@ impl Service {
             close_sources: CancellationToken::new(),
             stop_courier,
             stop_housekeeping,
-            ended,
+            ended: parts.ended,
             sources: TaskTracker::new(),
             handlers,
             attempts,
             housekeeping,
+            connections: parts.connections,
             writer,
         })
     }
@@ -206,6 +212,8 @@ impl Service {
             self.stop_housekeeping.cancel();
             self.housekeeping.close();
             self.housekeeping.wait().await;
+            self.connections.close();
+            self.connections.wait().await;
         });
         if drained.await.is_err() {
             tracing::warn!(
@@ -223,11 +231,16 @@ impl Service {
     }
 }
 
-/// The sinks a configuration names, by destination.
+/// The sinks a configuration names, by destination. Tasks of their own run on `connections` and cancel `ended` at their
+/// end.
 ///
 /// # Errors
 /// When one cannot be made ready.
-pub fn sinks(config: &Config) -> Result<BTreeMap<String, Arc<Sink>>, lettre::transport::smtp::Error> {
+pub fn sinks(
+    config: &Config,
+    connections: &TaskTracker,
+    ended: &CancellationToken,
+) -> Result<BTreeMap<String, Arc<Sink>>, lettre::transport::smtp::Error> {
     let mut sinks = BTreeMap::new();
     for (account, smtp) in &config.smtp {
         let sink = match config.delivery {
@@ -238,7 +251,7 @@ pub fn sinks(config: &Config) -> Result<BTreeMap<String, Arc<Sink>>, lettre::tra
     }
     for (account, irc) in &config.irc {
         let sink = match config.delivery {
-            DeliveryMode::Send => Sink::Irc(IrcSink::new(irc.clone())),
+            DeliveryMode::Send => Sink::Irc(Irc::start(irc.clone(), connections, ended)),
             DeliveryMode::Capture => Sink::Capture,
         };
         sinks.insert(destination("irc", account), Arc::new(sink));

@@ -16,7 +16,6 @@ use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::effect::EffectId;
 pub use rows::*;
 use writer::{Write, Written};
 
@@ -165,11 +164,11 @@ impl Store {
         self.write(Write::Finish(finished)).await.map(drop)
     }
 
-    /// Extends the leases of effects that `owner` is performing.
+    /// Extends the leases of effects, named by their rows, that `owner` is performing.
     ///
     /// # Errors
     /// [`StoreError::Closed`].
-    pub async fn renew(&self, owner: &str, effects: Vec<EffectId>) -> Result<(), StoreError> {
+    pub async fn renew(&self, owner: &str, effects: Vec<i64>) -> Result<(), StoreError> {
         self.write(Write::Renew { owner: owner.to_owned(), effects }).await.map(drop)
     }
 

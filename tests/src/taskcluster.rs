@@ -28,6 +28,8 @@ pub struct Taskcluster {
 pub enum Answer {
     /// 200 with a definition.
     Task(Value),
+    /// 200 with these bytes, called JSON.
+    Raw(Vec<u8>),
     /// A status code with Taskcluster's JSON error: no definition.
     Error(u16),
     /// A status code with an HTML page, as from a load balancer.
@@ -181,6 +183,7 @@ fn router(queue: Arc<Queue>) -> Router {
 async fn definition(State(queue): State<Arc<Queue>>, Path(task_id): Path<String>) -> Response {
     match queue.next_answer(&task_id) {
         Answer::Task(definition) => json_body(&definition),
+        Answer::Raw(bytes) => ([(CONTENT_TYPE, "application/json")], bytes).into_response(),
         Answer::Error(status) => error(status, "task"),
         Answer::Html(status) => {
             let page = "<html><body><h1>The server is on its tea break</h1></body></html>";

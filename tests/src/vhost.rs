@@ -187,7 +187,18 @@ pub struct Publisher {
 impl Publisher {
     /// Publishes one message and waits for its confirmation.
     pub async fn publish(&self, exchange: &str, routing_key: &str, cc: &[&str], body: &[u8]) -> Result<()> {
-        confirmed(self.send(exchange, routing_key, cc, body).await?.await?)
+        self.publish_with(exchange, routing_key, cc_header(cc), body).await
+    }
+
+    /// Publishes one message with these headers, none if there are none, and waits for its confirmation.
+    pub async fn publish_with(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        headers: FieldTable,
+        body: &[u8],
+    ) -> Result<()> {
+        confirmed(self.send(exchange, routing_key, headers, body).await?.await?)
     }
 
     /// Publishes messages without waiting for each; returns once all are confirmed.
@@ -196,7 +207,7 @@ impl Publisher {
         for message in messages {
             let cc: Vec<&str> = message.cc.iter().map(String::as_str).collect();
             let body = serde_json::to_vec(&message.body)?;
-            unconfirmed.push_back(self.send(&message.exchange, &message.routing_key, &cc, &body).await?);
+            unconfirmed.push_back(self.send(&message.exchange, &message.routing_key, cc_header(&cc), &body).await?);
             if unconfirmed.len() > UNCONFIRMED_MAX
                 && let Some(oldest) = unconfirmed.pop_front()
             {
@@ -213,24 +224,27 @@ impl Publisher {
         &self,
         exchange: &str,
         routing_key: &str,
-        cc: &[&str],
+        headers: FieldTable,
         body: &[u8],
     ) -> lapin::Result<impl Future<Output = lapin::Result<Confirmation>> + use<>> {
         let options = BasicPublishOptions::default();
-        self.channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties(cc)).await
+        self.channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties(headers)).await
     }
 }
 
-fn properties(cc: &[&str]) -> BasicProperties {
+fn properties(headers: FieldTable) -> BasicProperties {
     let properties =
         BasicProperties::default().with_content_type("application/json".into()).with_delivery_mode(PERSISTENT);
-    if cc.is_empty() {
-        return properties;
-    }
-    let routes: Vec<AMQPValue> = cc.iter().map(|route| AMQPValue::LongString((*route).into())).collect();
+    if headers.inner().is_empty() { properties } else { properties.with_headers(headers) }
+}
+
+fn cc_header(cc: &[&str]) -> FieldTable {
     let mut headers = FieldTable::default();
-    headers.insert("CC".into(), AMQPValue::FieldArray(FieldArray::from(routes)));
-    properties.with_headers(headers)
+    if !cc.is_empty() {
+        let routes: Vec<AMQPValue> = cc.iter().map(|route| AMQPValue::LongString((*route).into())).collect();
+        headers.insert("CC".into(), AMQPValue::FieldArray(FieldArray::from(routes)));
+    }
+    headers
 }
 
 fn confirmed(confirmation: Confirmation) -> Result<()> {

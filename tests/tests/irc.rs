@@ -81,7 +81,7 @@ async fn a_message_is_said_line_by_line_in_its_colour_and_in_order() -> Result<(
     let store = store(&service);
     let effects = "SELECT state || ' ' || destination || ' ' || CAST(recipient AS TEXT) || ' ' || in_doubt || ' ' || \
                    CAST(reason AS TEXT) FROM effect";
-    let expected = ["delivered irc/irc #ci 0 3 lines reached the server"];
+    let expected = ["delivered irc/irc #ci 0 said as pulse"];
     wait::until("it is on record", SOON, async || Ok(rows(&store, effects).await? == expected)).await
 }
 
@@ -120,11 +120,11 @@ async fn when_the_server_dies_what_waited_is_said_once_it_is_back() -> Result<()
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered'";
     wait::until("it is on record", SOON, async || Ok(count(&store, delivered).await? == 1)).await?;
     place.irc.kill()?;
-    service.wait_for_output("IRC connection lost", SOON).await?;
+    service.wait_for_output("the IRC connection is lost", SOON).await?;
     for number in 0..5 {
         place.fail(say(&format!("meanwhile {number}"))).await?;
     }
-    let tried = "SELECT COUNT(DISTINCT effect_id) FROM attempt WHERE outcome = 'transient'";
+    let tried = "SELECT COUNT(DISTINCT effect_seq) FROM attempt WHERE outcome = 'transient'";
     wait::until("each was tried in vain", SOON, async || Ok(count(&store, tried).await? == 5)).await?;
     place.irc.restart().await?;
     let reader = place.irc.reader("reader", "#ci").await?;
@@ -289,9 +289,9 @@ async fn a_channel_that_takes_nothing_from_us_loses_only_its_own() -> Result<()>
     let states = "SELECT CAST(recipient AS TEXT) || ' ' || state || ' ' || COALESCE(CAST(reason AS TEXT), '') \
                   FROM effect ORDER BY 1";
     let expected = [
-        "#ci delivered 2 lines reached the server",
-        "#moderated dead #moderated: 404 Cannot send to channel",
-        "#private dead #private: 473 Cannot join channel (+i) -- Invited users only",
+        "#ci delivered said as pulse",
+        "#moderated dead PRIVMSG: Cannot send to channel (404)",
+        "#private dead JOIN: Cannot join channel (+i) -- Invited users only (473)",
     ];
     let mut seen = Vec::new();
     let settled = wait::until("each has had its answer", SOON, async || {
@@ -301,6 +301,84 @@ async fn a_channel_that_takes_nothing_from_us_loses_only_its_own() -> Result<()>
     settled.await?;
     assert_eq!(seen, expected);
     assert!(moderated.said().is_empty() && private.said().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_nick_as_long_as_the_server_allows_gives_way_to_one_as_long() -> Result<()> {
+    let place = Place::new().await?;
+    let reader = place.irc.reader("ninebytes", "#ci").await?;
+    let _service = place.started(&["irc"], &[("IRC_NICK", "ninebytes")]).await?;
+    place.fail(say("hello")).await?;
+    assert_eq!(reader.wait_for(1, SOON).await?[0].nick, "ninebyte_");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_nick_that_is_none_waits_for_whoever_mends_it() -> Result<()> {
+    let place = Place::new().await?;
+    let reader = place.irc.reader("reader", "#ci").await?;
+    let mut service = place.started(&["irc"], &[("IRC_NICK", "1pulse")]).await?;
+    place.fail(say("hello")).await?;
+    let store = store(&service);
+    let reason = "SELECT CAST(reason AS TEXT) FROM suspension";
+    wait::until("it is suspended", SOON, async || Ok(!rows(&store, reason).await?.is_empty())).await?;
+    let reason = rows(&store, reason).await?.concat();
+    assert!(reason.starts_with("register: ") && reason.ends_with("(432)"), "{reason}");
+    service.terminate()?;
+    assert!(service.wait_exit(SOON).await?.success());
+    service.start_with(&[("IRC_NICK", "pulse")])?;
+    reader.wait_for(1, SOON).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_channel_that_is_full_is_waited_for_while_others_are_told() -> Result<()> {
+    let place = Place::new().await?;
+    let reader = place.irc.reader("reader", "#ci").await?;
+    let mut owner = place.irc.reader("owner", "#full").await?;
+    owner.order("MODE #full +l 1")?;
+    let is_set = async || Ok(owner.heard().iter().any(|line| line.ends_with("MODE #full +l 1")));
+    wait::until("the mode is set", SOON, is_set).await?;
+    let service = place.started(&["irc"], &[]).await?;
+    place.fail(json!({"plugins": ["irc"], "channels": ["#full", "#ci"], "message": "hello"})).await?;
+    reader.wait_for(1, SOON).await?;
+    let store = store(&service);
+    let waits = "SELECT COUNT(*) FROM attempt WHERE outcome = 'transient' AND CAST(answer AS TEXT) LIKE 'JOIN: %(471)'";
+    wait::until("the channel is full", SOON, async || Ok(count(&store, waits).await? >= 1)).await?;
+    owner.order("MODE #full -l")?;
+    owner.wait_for(1, SOON).await?;
+    let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND in_doubt = 0";
+    wait::until("both are on record", SOON, async || Ok(count(&store, delivered).await? == 2)).await
+}
+
+#[tokio::test]
+async fn more_channels_than_the_server_allows_at_once_are_told_all_the_same() -> Result<()> {
+    const CHANNELS: u32 = 12; // two more than allowed
+    let place = Place::new().await?;
+    let service = place.started(&["irc"], &[("IRC_LINE_SECONDS", "0.1")]).await?;
+    let channels: Vec<String> = (0..CHANNELS).map(|number| format!("#ci{number}")).collect();
+    place.fail(json!({"plugins": ["irc"], "channels": channels, "message": "hello"})).await?;
+    let store = store(&service);
+    let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND in_doubt = 0";
+    wait::until("all are told", SOON, async || Ok(count(&store, delivered).await? == i64::from(CHANNELS))).await?;
+    let too_many = "SELECT COUNT(*) FROM attempt WHERE CAST(answer AS TEXT) LIKE 'JOIN: %(405)'";
+    assert_eq!(count(&store, too_many).await?, 1, "the next connection is in no channel");
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_was_thrown_out_of_a_channel_comes_back_with_the_next_message() -> Result<()> {
+    let place = Place::new().await?;
+    let mut owner = place.irc.reader("owner", "#ci").await?;
+    let _service = place.started(&["irc"], &[]).await?;
+    place.fail(say("before")).await?;
+    owner.wait_for(1, SOON).await?;
+    owner.order("KICK #ci pulse :out")?;
+    let is_out = async || Ok(owner.heard().iter().any(|line| line.contains(" KICK #ci pulse ")));
+    wait::until("it is thrown out", SOON, is_out).await?;
+    place.fail(say("after")).await?;
+    assert!(owner.wait_for(2, SOON).await?[1].text.contains("after"));
     Ok(())
 }
 

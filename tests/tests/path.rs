@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use end_to_end::world::{count, mail_to, rows, store};
-use end_to_end::{Answer, Behaviour, Broker, Phase, Queue, World, corpus, wait};
-use serde_json::{Value, json};
+use end_to_end::{Behaviour, Broker, Phase, Queue, World, corpus, wait};
+use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -118,56 +118,6 @@ async fn a_plugin_that_faults_or_fails_sends_nothing_and_harms_no_other() -> Res
     }
     assert_eq!(ended.len(), attacks.len());
     assert_eq!(count(&store, "SELECT COUNT(*) FROM effect WHERE plugin = 'hostile'").await?, 0);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_delivery_that_is_no_event_is_kept_as_dead_and_the_next_is_served() -> Result<()> {
-    let world = world().await?;
-    let service = world.running(&["smtp"]).await?;
-    let exchange = end_to_end::world::exchange("task-failed");
-    for body in [&b"not json"[..], b"", b"\xff\xfe", b"[]", b"{}", br#"{"status":{"taskId":"../../etc/passwd......"}}"#]
-    {
-        world.vhost.publish(&exchange, "primary.x", &[], body).await?;
-    }
-    let (_, message) = world.failed_task(&mail_to("a@example.com"));
-    world.publish(&message).await?;
-    world.smtp.wait_for_mails(1, SOON).await?;
-    let store = store(&service);
-    wait::until("all are kept", SOON, async || Ok(count(&store, "SELECT COUNT(*) FROM dead_delivery").await? == 6))
-        .await?;
-    world.queue_is_empty().await
-}
-
-#[tokio::test]
-async fn an_event_whose_task_cannot_be_had_is_deferred_or_dead_but_never_holds_the_queue() -> Result<()> {
-    let world = world().await?;
-    let service = world.running(&["smtp"]).await?;
-    for answer in [Answer::Error(500), Answer::Html(200), Answer::Error(404)] {
-        let (task_id, message) =
-            world.failed_task(&mail_to(&format!("{answer:?}@example.com").replace(['(', ')'], "")));
-        world.taskcluster.answer_once(&task_id, answer);
-        world.publish(&message).await?;
-    }
-    for answer in [Answer::Error(410), Answer::Big(12_000_000), Answer::GzipBomb(100_000_000)] {
-        let (task_id, message) = world.unknown_task();
-        world.taskcluster.answer(&task_id, answer);
-        world.publish(&message).await?;
-    }
-    let (task_id, mut old) = world.unknown_task();
-    old.body["status"]["runs"][0]["resolved"] = "2019-06-26T19:36:10.316Z".into();
-    world.publish(&old).await?;
-    let store = store(&service);
-    wait::until("all are settled", SOON, async || Ok(count(&store, "SELECT COUNT(*) FROM event").await? == 7)).await?;
-    let dead = "SELECT CAST(reason AS TEXT) FROM event WHERE state = 'dead' ORDER BY 1";
-    let too_large = "a definition of more than 11000000 bytes";
-    assert_eq!(rows(&store, dead).await?, [too_large, too_large, "no such task (404)", "the task is gone (410)"]);
-    assert_eq!(world.taskcluster.requests(&task_id), 1);
-    // The others are tried again after five seconds, more or less.
-    let mails = world.smtp.wait_for_mails(3, SOON).await?;
-    let mut told: Vec<_> = mails.iter().flat_map(|mail| mail.to.clone()).collect();
-    told.sort();
-    assert_eq!(told, ["Error404@example.com", "Error500@example.com", "Html200@example.com"]);
     Ok(())
 }
 
@@ -290,34 +240,6 @@ async fn bindings_configured_no_longer_are_taken_back() -> Result<()> {
     world.publish(&failed).await?;
     assert_eq!(world.vhost.ready(&world.queue()).await?, Some(1));
     Ok(())
-}
-
-#[tokio::test]
-async fn tasks_may_carry_any_section_and_any_text() -> Result<()> {
-    let world = world().await?;
-    let _service = world.running(&["smtp"]).await?;
-    let sections: [Value; 8] = [
-        json!(null),
-        json!("no notifications"),
-        json!(["smtp"]),
-        json!({"plugins": 3, "emails": {}}),
-        json!({"plugins": ["nope"], "emails": ["a@example.com"]}),
-        json!({"plugins": ["smtp"]}),
-        json!({"plugins": ["smtp"], "emails": ["no address", "x@y\r\nBcc: z@example.com"]}),
-        json!({"plugins": ["smtp", "smtp"], "emails": ["a@example.com", "a@example.com"],
-            "subject": "ü\u{0}\r\nBcc: z@example.com", "message": "\u{0}\r\n.\r\nQUIT ☃"}),
-    ];
-    for section in &sections {
-        let (_, message) = world.failed_task(section);
-        world.publish(&message).await?;
-    }
-    let (_, last) = world.failed_task(&mail_to("last@example.com"));
-    world.publish(&last).await?;
-    let mails = world.smtp.wait_for_mails(2, SOON).await?;
-    let told: Vec<_> = mails.iter().flat_map(|mail| mail.to.clone()).collect();
-    assert!(told.contains(&"last@example.com".to_owned()) && told.contains(&"a@example.com".to_owned()), "{told:?}");
-    assert!(mails.iter().all(|mail| mail.header("Bcc").is_none()));
-    world.queue_is_empty().await
 }
 
 #[tokio::test]

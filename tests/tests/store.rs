@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use pulse_notifier::effect::{Effect, EffectId, Email, Hash, Origin, Plan, Planned};
+use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
 use pulse_notifier::intake::event::Delivery;
 use pulse_notifier::store::{
     Basis, Claim, Claimed, Fate, Finished, Invocation, Next, Outcome, Settled, Store, Verdict,
@@ -27,7 +27,7 @@ impl Opened {
         Ok(Self { store, folder })
     }
 
-    async fn claim(&self, owner: &str, in_flight: &[EffectId]) -> Result<Vec<Claimed>> {
+    async fn claim(&self, owner: &str, in_flight: &[i64]) -> Result<Vec<Claimed>> {
         let claim =
             Claim { owner: owner.into(), destination: DESTINATION.into(), limit: 10, in_flight: in_flight.to_vec() };
         Ok(self.store.claim(claim).await?)
@@ -35,7 +35,7 @@ impl Opened {
 
     async fn finish(&self, owner: &str, claimed: &Claimed, outcome: &'static str, next: Next) -> Result<()> {
         let finished = Finished {
-            id: claimed.id,
+            seq: claimed.seq,
             owner: owner.into(),
             attempt: claimed.attempt,
             destination: DESTINATION.into(),
@@ -137,7 +137,7 @@ async fn a_lapsed_claim_is_taken_over_in_doubt_but_never_from_an_attempt_that_st
     let mine = claimed.first().context("one effect")?;
     assert!(opened.claim("other", &[]).await?.is_empty(), "its lease holds");
     opened.let_leases_lapse().await?;
-    assert!(opened.claim("me", &[mine.id]).await?.is_empty(), "it is being performed");
+    assert!(opened.claim("me", &[mine.seq]).await?.is_empty(), "it is being performed");
     let taken_over = opened.claim("other", &[]).await?;
     let theirs = taken_over.first().context("taken over")?;
     assert_eq!((theirs.id, theirs.attempt, theirs.in_doubt), (mine.id, 2, 1));

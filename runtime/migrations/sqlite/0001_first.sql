@@ -36,8 +36,10 @@ CREATE TABLE invocation (
 ) STRICT;
 CREATE INDEX invocation_due ON invocation (due_ms) WHERE state = 'retry';
 
+-- Rows lie in the order in which they were asked for, so that those of one group share their pages whenever they change.
 CREATE TABLE effect (
-    id            BLOB    NOT NULL PRIMARY KEY,
+    seq           INTEGER PRIMARY KEY,
+    id            BLOB    NOT NULL UNIQUE,
     invocation_id INTEGER NOT NULL REFERENCES invocation (id) ON DELETE CASCADE,
     after         BLOB,                         -- the effect of the same plan that goes to the same recipient before it
     call          BLOB    NOT NULL,             -- the call that asked for it, shared by the copies of one mail
@@ -55,20 +57,23 @@ CREATE TABLE effect (
     attempt       INTEGER NOT NULL DEFAULT 0,   -- the number of the last attempt
     failures      INTEGER NOT NULL DEFAULT 0,   -- attempts that count towards the next wait
     in_doubt      INTEGER NOT NULL DEFAULT 0    -- attempts whose outcome nobody knows
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE INDEX effect_invocation ON effect (invocation_id);
 CREATE INDEX effect_due ON effect (destination, due_ms) WHERE state = 'pending';
 CREATE INDEX effect_lease ON effect (destination, lease_ms) WHERE state = 'claimed';
+-- What the figures count, few rows each whatever the size of the table.
+CREATE INDEX effect_lost ON effect (state) WHERE state IN ('dead', 'expired');
+CREATE INDEX effect_in_doubt ON effect (in_doubt) WHERE in_doubt > 0;
 
 CREATE TABLE attempt (
-    effect_id  BLOB    NOT NULL REFERENCES effect (id) ON DELETE CASCADE,
+    effect_seq INTEGER NOT NULL REFERENCES effect (seq) ON DELETE CASCADE,
     number     INTEGER NOT NULL,
     owner      TEXT    NOT NULL,
     started_ms INTEGER NOT NULL,
     ended_ms   INTEGER,
     outcome    TEXT    CHECK (outcome IN ('delivered', 'transient', 'permanent', 'suspended', 'in doubt', 'refused')),
     answer     BLOB,
-    PRIMARY KEY (effect_id, number)
+    PRIMARY KEY (effect_seq, number)
 ) STRICT, WITHOUT ROWID;
 
 -- Destinations that cannot be talked to until a person mends something; one probe at a time.
@@ -92,6 +97,7 @@ CREATE TABLE dead_delivery (
     body        BLOB    NOT NULL,               -- at most 1 MiB of it
     received_ms INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX dead_delivery_received ON dead_delivery (received_ms);
 
 -- The bindings this service made, so that it can take back those no longer configured.
 CREATE TABLE binding (

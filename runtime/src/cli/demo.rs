@@ -11,6 +11,8 @@ use clap::Args;
 use serde_json::{Value, json};
 use sqlx::Row;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::run::Signals;
 use super::{PluginErrors, render};
@@ -81,7 +83,9 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
     let keep = Duration::from_secs(60 * 60 * 24);
     let store = format!("sqlite:{database}");
     let metrics = Arc::new(Metrics::new().context("name the figures")?);
-    Service::start(Parts { store, tenants, tasks, sandbox, registry, sinks, keep, metrics }).await.context("start")
+    let (connections, ended) = (TaskTracker::new(), CancellationToken::new());
+    let parts = Parts { store, tenants, tasks, sandbox, registry, sinks, connections, ended, keep, metrics };
+    Service::start(parts).await.context("start")
 }
 
 fn tenant() -> Tenant {

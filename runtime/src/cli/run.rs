@@ -5,6 +5,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::PluginErrors;
 use crate::config::{Config, Environment};
@@ -32,13 +34,16 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
         tracing::info!(tenant, plugin = %version.name, digest = %version.digest, "plugin live");
     }
     let tasks = HttpTasks::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
+    let (connections, ended) = (TaskTracker::new(), CancellationToken::new());
     let parts = Parts {
         store: config.store.clone(),
         tenants: config.tenants.clone(),
         tasks: Tasks::Http(tasks),
         sandbox,
         registry,
-        sinks: sinks(&config).context("start the SMTP client")?,
+        sinks: sinks(&config, &connections, &ended).context("start the SMTP client")?,
+        connections,
+        ended,
         keep: config.keep,
         metrics: Arc::new(Metrics::new().context("name the figures")?),
     };

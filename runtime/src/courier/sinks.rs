@@ -8,7 +8,7 @@ pub mod smtp;
 use crate::courier::Receipt;
 use crate::effect::Effect;
 use crate::store::Claimed;
-use irc::IrcSink;
+use irc::Irc;
 use smtp::Smtp;
 
 /// A way to perform effects, with one account.
@@ -16,7 +16,7 @@ pub enum Sink {
     /// Keeps them and sends nothing.
     Capture,
     /// Lines on an IRC server.
-    Irc(IrcSink),
+    Irc(Irc),
     /// Mail, by an SMTP server.
     Smtp(Box<Smtp>),
 }
@@ -37,7 +37,7 @@ impl Sink {
     pub async fn perform(&self, claimed: &Claimed) -> Receipt {
         match (self, &claimed.effect) {
             (Self::Capture, _) => capture::perform(),
-            (Self::Irc(sink), Effect::Irc(irc)) => sink.perform(irc).await,
+            (Self::Irc(account), Effect::Irc(irc)) => account.perform(irc).await,
             (Self::Smtp(smtp), Effect::Email(email)) => smtp.perform(claimed, email).await,
             (Self::Irc(_), Effect::Email(_)) | (Self::Smtp(_), Effect::Irc(_)) => {
                 Receipt::Permanent("the destination is of another kind".into())

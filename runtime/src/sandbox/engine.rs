@@ -48,6 +48,7 @@ fn pool() -> PoolingAllocationConfig {
         .max_memory_size(MEMORY_BYTES_CEILING)
         .table_elements(TABLE_ELEMENTS_MAX)
         .linear_memory_keep_resident(1 << 20)
+        .table_keep_resident(TABLE_BYTES_KEPT)
         .async_stack_keep_resident(64 << 10)
         .decommit_batch_size(16)
         .pagemap_scan(if swaps() { Enabled::No } else { Enabled::Auto });
@@ -92,6 +93,8 @@ impl Drop for Ticker {
 const CORE_INSTANCES_MAX: u32 = 64;
 const MEMORIES_MAX: u32 = 4;
 const TABLES_MAX: u32 = 32;
+/// A guest's table is wiped rather than given back: a page given back costs the next guest a fault.
+const TABLE_BYTES_KEPT: usize = 32 << 10;
 const TICK: Duration = Duration::from_millis(1);
 const STACK_BYTES_MAX: usize = 512 << 10;
 const TABLE_ELEMENTS_MAX: usize = 100_000;

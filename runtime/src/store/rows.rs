@@ -200,13 +200,15 @@ pub struct Claim {
     pub destination: String,
     /// How many at most.
     pub limit: u32,
-    /// What this owner is performing: not taken over, though the database was away for longer than a lease.
-    pub in_flight: Vec<EffectId>,
+    /// The rows this owner is performing: not taken over, though the database was away for longer than a lease.
+    pub in_flight: Vec<i64>,
 }
 
 /// An effect that is this owner's to perform, once.
 #[derive(Clone, Debug)]
 pub struct Claimed {
+    /// Its row.
+    pub seq: i64,
     /// Its id.
     pub id: EffectId,
     /// The call that asked for it, shared by the copies of one mail.
@@ -230,8 +232,8 @@ pub struct Claimed {
 /// How an attempt ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
-    /// The effect.
-    pub id: EffectId,
+    /// The effect's row.
+    pub seq: i64,
     /// Who made the attempt.
     pub owner: String,
     /// Its number.

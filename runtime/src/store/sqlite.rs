@@ -1,4 +1,8 @@
 //! The statements, in SQLite's dialect. Each takes the transaction of its group.
+//!
+//! A bare parameter as a limit would have SQLite plan the statement anew at each execution, for the number it is bound
+//! to; `0 + ?` keeps the plan. Groups of rows are cut into a few sizes (`in_chunks`), so that their statements are few
+//! and stay prepared.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -23,7 +27,14 @@ pub(super) fn options(path: &Path) -> SqliteConnectOptions {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(Duration::from_secs(30))
+        // A few seconds' worth of new pages stays in memory, and is copied from the log into the file once.
+        .pragma("cache_size", "-65536")
+        .pragma("wal_autocheckpoint", "8192")
+        // What a statement would undo when a row of it fails: in memory, not in a file.
+        .pragma("temp_store", "MEMORY")
         .statement_cache_capacity(256)
+        // Rows handed over in one piece rather than each with a wake-up.
+        .row_buffer_size(ROWS_BUFFERED)
 }
 
 pub(super) async fn connect(path: &Path) -> Result<SqliteConnection> {
@@ -102,7 +113,7 @@ async fn settle_deliveries(
     }
     let rows: Vec<_> = first.values().map(|(_, settled)| *settled).collect();
     let mut ids = HashMap::new();
-    for chunk in rows.chunks(ROWS_PER_STATEMENT) {
+    for chunk in in_chunks(&rows) {
         ids.extend(insert_events(connection, chunk).await?);
     }
     let mut invocations = Vec::new();
@@ -145,7 +156,7 @@ async fn insert_invocations(
     invocations: &[(i64, &Settled, &Invocation)],
 ) -> Result<()> {
     let mut effects = Vec::new();
-    for chunk in invocations.chunks(ROWS_PER_STATEMENT) {
+    for chunk in in_chunks(invocations) {
         let mut insert = QueryBuilder::<Sqlite>::new(
             "INSERT INTO invocation (event_id, generation, identity, plugin, digest, state, reason, refusals, log, \
              cpu_us, memory_max, due_ms, tries) ",
@@ -205,7 +216,7 @@ fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: &'a Invocat
 }
 
 async fn insert_effects(connection: &mut SqliteConnection, effects: &[EffectRow<'_>]) -> Result<()> {
-    for chunk in effects.chunks(ROWS_PER_STATEMENT) {
+    for chunk in in_chunks(effects) {
         let mut insert = QueryBuilder::<Sqlite>::new(
             "INSERT INTO effect (id, invocation_id, after, call, tenant, plugin, destination, recipient, payload, \
              created_ms, state, reason, due_ms) ",
@@ -300,7 +311,7 @@ async fn bury(connection: &mut SqliteConnection, dead: &DeadDelivery) -> Result<
 async fn due_events(connection: &mut SqliteConnection, now_ms: i64, limit: u32) -> Result<Vec<DeferredEvent>> {
     let rows = sqlx::query(
         "UPDATE event SET due_ms = ? WHERE id IN (SELECT id FROM event WHERE state = 'deferred' AND due_ms <= ? \
-         ORDER BY due_ms LIMIT ?) RETURNING id, tenant, delivery, received_ms, tries",
+         ORDER BY due_ms LIMIT 0 + ?) RETURNING id, tenant, delivery, received_ms, tries",
     )
     .bind(now_ms + TAKEN_MS)
     .bind(now_ms)
@@ -334,7 +345,7 @@ fn deferred_event(row: &SqliteRow) -> Result<DeferredEvent> {
 async fn due_retries(connection: &mut SqliteConnection, now_ms: i64, limit: u32) -> Result<Vec<DueRetry>> {
     let ids: Vec<i64> = sqlx::query_scalar(
         "UPDATE invocation SET due_ms = ? WHERE id IN (SELECT id FROM invocation WHERE state = 'retry' AND \
-         due_ms <= ? ORDER BY due_ms LIMIT ?) RETURNING id",
+         due_ms <= ? ORDER BY due_ms LIMIT 0 + ?) RETURNING id",
     )
     .bind(now_ms + TAKEN_MS)
     .bind(now_ms)
@@ -376,21 +387,21 @@ async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<C
         Some(_) if is_attempted(connection, claim, now_ms).await? => return Ok(Vec::new()),
         Some(_) => claim.limit.min(1),
     };
-    let in_flight = serde_json::Value::from_iter(claim.in_flight.iter().map(ToString::to_string)).to_string();
+    let in_flight = serde_json::Value::from_iter(claim.in_flight.iter().copied()).to_string();
     let rows = sqlx::query(
         "UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', owner = ?1, lease_ms = ?2, \
          attempt = attempt + 1 \
-         WHERE id IN (\
-           SELECT id FROM (SELECT id FROM effect e \
+         WHERE seq IN (\
+           SELECT seq FROM (SELECT seq FROM effect e \
              WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4 \
-               AND lower(hex(id)) NOT IN (SELECT value FROM json_each(?6)) ORDER BY lease_ms LIMIT ?5) \
+               AND seq NOT IN (SELECT value FROM json_each(?6)) ORDER BY lease_ms LIMIT 0 + ?5) \
            UNION ALL \
-           SELECT id FROM (SELECT id FROM effect e \
+           SELECT seq FROM (SELECT seq FROM effect e \
              WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
                SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
-             ORDER BY due_ms LIMIT ?5) \
-           LIMIT ?5) \
-         RETURNING id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, payload",
+             ORDER BY due_ms LIMIT 0 + ?5) \
+           LIMIT 0 + ?5) \
+         RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, payload",
     )
     .bind(&claim.owner)
     .bind(now_ms + LEASE_MS)
@@ -406,9 +417,9 @@ async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<C
             Ok(readable) => claimed.push(readable),
             Err(error) => {
                 tracing::error!(%error, "an effect cannot be read back and is dead");
-                let dead = "UPDATE effect SET state = 'dead', reason = ? WHERE id = ?";
-                let id: Vec<u8> = row.try_get("id")?;
-                sqlx::query(dead).bind(error.to_string().into_bytes()).bind(id).execute(&mut *connection).await?;
+                let dead = "UPDATE effect SET state = 'dead', reason = ? WHERE seq = ?";
+                let seq: i64 = row.try_get("seq")?;
+                sqlx::query(dead).bind(error.to_string().into_bytes()).bind(seq).execute(&mut *connection).await?;
             }
         }
     }
@@ -448,13 +459,10 @@ async fn record_attempts(
     claimed: &[Claimed],
     now_ms: i64,
 ) -> Result<()> {
-    for chunk in claimed.chunks(ROWS_PER_STATEMENT) {
-        let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_id, number, owner, started_ms) ");
+    for chunk in in_chunks(claimed) {
+        let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_seq, number, owner, started_ms) ");
         insert.push_values(chunk, |mut row, claimed| {
-            row.push_bind(claimed.id.as_bytes().to_vec())
-                .push_bind(claimed.attempt)
-                .push_bind(claim.owner.clone())
-                .push_bind(now_ms);
+            row.push_bind(claimed.seq).push_bind(claimed.attempt).push_bind(claim.owner.clone()).push_bind(now_ms);
         });
         insert.build().execute(&mut *connection).await?;
     }
@@ -463,7 +471,7 @@ async fn record_attempts(
 
 /// Records how attempts ended, many at once.
 async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
-    for chunk in finished.chunks(ROWS_PER_STATEMENT) {
+    for chunk in in_chunks(finished) {
         end_attempts(connection, chunk).await?;
         move_effects(connection, chunk).await?;
     }
@@ -478,9 +486,9 @@ async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -
 }
 
 async fn end_attempts(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
-    let mut update = QueryBuilder::<Sqlite>::new("WITH ended (id, number, owner, ended_ms, outcome, answer) AS (");
+    let mut update = QueryBuilder::<Sqlite>::new("WITH ended (seq, number, owner, ended_ms, outcome, answer) AS (");
     update.push_values(finished, |mut row, finished| {
-        row.push_bind(finished.id.as_bytes().to_vec())
+        row.push_bind(finished.seq)
             .push_bind(finished.attempt)
             .push_bind(finished.owner.clone())
             .push_bind(finished.ended_ms)
@@ -489,7 +497,7 @@ async fn end_attempts(connection: &mut SqliteConnection, finished: &[&Finished])
     });
     update.push(
         ") UPDATE attempt SET ended_ms = ended.ended_ms, outcome = ended.outcome, answer = ended.answer FROM ended \
-         WHERE attempt.effect_id = ended.id AND attempt.number = ended.number AND attempt.owner = ended.owner",
+         WHERE attempt.effect_seq = ended.seq AND attempt.number = ended.number AND attempt.owner = ended.owner",
     );
     update.build().execute(connection).await.map(drop)
 }
@@ -497,7 +505,7 @@ async fn end_attempts(connection: &mut SqliteConnection, finished: &[&Finished])
 /// Only the attempt that holds the claim moves its effect on.
 async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
     let mut update =
-        QueryBuilder::<Sqlite>::new("WITH ended (id, number, owner, state, answer, due_ms, failures, in_doubt) AS (");
+        QueryBuilder::<Sqlite>::new("WITH ended (seq, number, owner, state, answer, due_ms, failures, in_doubt) AS (");
     update.push_values(finished, |mut row, finished| {
         let (due_ms, failures) = match finished.next {
             Next::Pending { due_ms } => (due_ms, 1_u32),
@@ -505,7 +513,7 @@ async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished])
                 (finished.ended_ms, 0)
             }
         };
-        row.push_bind(finished.id.as_bytes().to_vec())
+        row.push_bind(finished.seq)
             .push_bind(finished.attempt)
             .push_bind(finished.owner.clone())
             .push_bind(finished.next.state())
@@ -517,7 +525,7 @@ async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished])
     update.push(
         ") UPDATE effect SET state = ended.state, reason = ended.answer, due_ms = ended.due_ms, owner = NULL, \
          lease_ms = NULL, failures = effect.failures + ended.failures, in_doubt = effect.in_doubt + ended.in_doubt \
-         FROM ended WHERE effect.id = ended.id AND effect.state = 'claimed' AND effect.attempt = ended.number \
+         FROM ended WHERE effect.seq = ended.seq AND effect.state = 'claimed' AND effect.attempt = ended.number \
          AND effect.owner = ended.owner",
     );
     update.build().execute(connection).await.map(drop)
@@ -555,7 +563,10 @@ pub(super) async fn figures(reader: &SqlitePool, now_ms: i64) -> Result<Figures>
     for row in sqlx::query(lost).fetch_all(reader).await? {
         effects.insert(row.try_get("state")?, row.try_get("count")?);
     }
-    let oldest = "SELECT MIN(created_ms) FROM effect WHERE state IN ('pending', 'claimed')";
+    // Rows lie in the order in which they were asked for. Without a hint the table is searched from its beginning.
+    let oldest = "SELECT MIN(created_ms) FROM effect WHERE seq IN (\
+                  (SELECT MIN(seq) FROM effect INDEXED BY effect_due WHERE state = 'pending'), \
+                  (SELECT MIN(seq) FROM effect INDEXED BY effect_lease WHERE state = 'claimed'))";
     let oldest: Option<i64> = sqlx::query_scalar(oldest).fetch_one(reader).await?;
     Ok(Figures {
         effects,
@@ -574,14 +585,14 @@ pub(super) async fn suspended(reader: &SqlitePool) -> Result<BTreeMap<String, St
     rows.iter().map(suspended).collect()
 }
 
-async fn renew(connection: &mut SqliteConnection, owner: &str, effects: &[EffectId], lease_ms: i64) -> Result<Written> {
-    for chunk in effects.chunks(ROWS_PER_STATEMENT) {
+async fn renew(connection: &mut SqliteConnection, owner: &str, effects: &[i64], lease_ms: i64) -> Result<Written> {
+    for chunk in in_chunks(effects) {
         let mut update = QueryBuilder::<Sqlite>::new("UPDATE effect SET lease_ms = ");
         update.push_bind(lease_ms).push(" WHERE state = 'claimed' AND owner = ").push_bind(owner.to_owned());
-        update.push(" AND id IN (");
-        let mut ids = update.separated(", ");
-        for id in chunk {
-            ids.push_bind(id.as_bytes().to_vec());
+        update.push(" AND seq IN (");
+        let mut rows = update.separated(", ");
+        for seq in chunk {
+            rows.push_bind(*seq);
         }
         update.push(")");
         update.build().execute(&mut *connection).await?;
@@ -651,6 +662,7 @@ fn invocation_state(outcome: &Outcome) -> (&'static str, Option<Vec<u8>>, Option
 
 fn claimed(row: &SqliteRow) -> Result<Claimed> {
     Ok(Claimed {
+        seq: row.try_get("seq")?,
         id: hash(row, "id")?,
         call: hash(row, "call")?,
         tenant: row.try_get("tenant")?,
@@ -686,10 +698,22 @@ fn list(texts: &[String]) -> Option<Vec<u8>> {
     (!texts.is_empty()).then(|| json(&texts))
 }
 
+/// The rows in pieces of few different sizes.
+fn in_chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let size = CHUNKS.into_iter().find(|size| *size <= rows.len()).unwrap_or(1);
+        let (chunk, rest) = rows.split_at_checked(size)?;
+        rows = rest;
+        Some(chunk)
+    })
+}
+
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
-const ROWS_PER_STATEMENT: usize = 256;
+/// Rows in one statement.
+const CHUNKS: [usize; 4] = [128, 32, 8, 2];
+const ROWS_BUFFERED: usize = 512;
 const DEAD_BODY_BYTES_MAX: usize = 1 << 20;

@@ -11,7 +11,6 @@ use super::rows::{
     Binding, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Finished, Retried, Settled, Verdict,
 };
 use super::{Health, StoreError, sqlite};
-use crate::effect::EffectId;
 
 /// One thing to write.
 pub(super) enum Write {
@@ -22,7 +21,7 @@ pub(super) enum Write {
     DueRetries { limit: u32 },
     Claim(Claim),
     Finish(Finished),
-    Renew { owner: String, effects: Vec<EffectId> },
+    Renew { owner: String, effects: Vec<i64> },
     ProbeNow,
     Prune { before_ms: i64 },
     Bindings { queue: String, bindings: Vec<Binding> },
