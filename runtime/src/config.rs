@@ -29,10 +29,8 @@ pub struct Config {
     pub store: String,
     /// Whether effects are performed.
     pub delivery: DeliveryMode,
-    /// The SMTP accounts, by name.
-    pub smtp: BTreeMap<String, SmtpAccount>,
-    /// The IRC accounts, by name.
-    pub irc: BTreeMap<String, IrcAccount>,
+    /// Who we are in the world, by destination: `email/smtp` and so on.
+    pub accounts: BTreeMap<String, Account>,
     /// The tenants.
     pub tenants: Vec<Tenant>,
     /// Where health and metrics are served; nowhere when there is no address.
@@ -72,6 +70,65 @@ pub enum DeliveryMode {
     Capture,
 }
 
+/// Who we are somewhere, and where that is. Each variant has its sink.
+#[derive(Clone, Debug)]
+pub enum Account {
+    /// Mail by a server.
+    Smtp(SmtpAccount),
+    /// Mail by SES.
+    Ses(SesAccount),
+    /// SNS topics.
+    Sns(AwsAccount),
+    /// An S3 bucket.
+    S3(S3Account),
+    /// An IRC server.
+    Irc(IrcAccount),
+    /// The exchanges of a broker.
+    Amqp(Broker),
+}
+
+/// Who mails are from.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    /// The address.
+    pub from: String,
+    /// The domain of message and thread ids.
+    pub threading_domain: String,
+}
+
+/// Who we are at AWS. What is not set is looked for where the AWS tools look: environment, profiles, roles.
+#[derive(Clone, Debug, Default)]
+pub struct AwsAccount {
+    /// The region; us-west-2 when nothing says otherwise.
+    pub region: Option<String>,
+    /// The address of another service that speaks like AWS.
+    pub endpoint: Option<Url>,
+    /// The profile in the shared files.
+    pub profile: Option<String>,
+    /// Access key id and secret access key.
+    pub keys: Option<(String, Secret)>,
+}
+
+/// Mail by SES.
+#[derive(Clone, Debug)]
+pub struct SesAccount {
+    /// Who we are there.
+    pub aws: AwsAccount,
+    /// Who mails are from.
+    pub sender: Sender,
+}
+
+/// One bucket.
+#[derive(Clone, Debug)]
+pub struct S3Account {
+    /// Who we are there.
+    pub aws: AwsAccount,
+    /// The bucket.
+    pub bucket: String,
+    /// The canned ACL each object gets; none for buckets that refuse ACLs.
+    pub acl: Option<String>,
+}
+
 /// A server that takes mail, and who we are there.
 #[derive(Clone, Debug)]
 pub struct SmtpAccount {
@@ -84,9 +141,7 @@ pub struct SmtpAccount {
     /// User and password, when it wants any.
     pub login: Option<(String, Secret)>,
     /// Who mails are from.
-    pub from: String,
-    /// The domain of message and thread ids.
-    pub threading_domain: String,
+    pub sender: Sender,
 }
 
 /// How a connection to an SMTP server is secured.

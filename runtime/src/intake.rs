@@ -5,6 +5,7 @@
 
 pub mod event;
 pub mod invocation;
+mod logs;
 pub mod notification;
 pub mod source;
 pub mod task;
@@ -206,7 +207,15 @@ impl Intake {
         let (identity, plugin) = (&notification.identity, &notification.plugin);
         let invocation = match (tenant.plugins.get(plugin), self.registry.live(&tenant.name, plugin)) {
             (Some(terms), Some(version)) => {
-                let request = invocation::request(&self.tasks, terms, event, task, notification, turn.generation);
+                let request = invocation::request(
+                    &self.tasks,
+                    terms,
+                    event,
+                    task,
+                    notification,
+                    tenant.logs.as_ref(),
+                    turn.generation,
+                );
                 let span = tracing::info_span!("invocation", task_id = %event.task_id, tenant = tenant.name, plugin);
                 let report = self.sandbox.invoke(&version, request).instrument(span.clone()).await;
                 span.in_scope(|| invocation::made(notification, turn, version.digest, report))

@@ -37,7 +37,7 @@ pub mod retry;
 pub mod sandbox;
 pub mod service;
 pub mod store;
-pub mod tenant;
 pub mod task_id;
+pub mod tenant;
 mod tls;
 pub mod trial;

@@ -10,12 +10,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::config::{Config, DeliveryMode};
+use crate::config::{Account, Config, DeliveryMode};
 use crate::courier::Courier;
 use crate::courier::sinks::Sink;
+use crate::courier::sinks::amqp::Amqp;
 use crate::courier::sinks::irc::Irc;
+use crate::courier::sinks::s3::S3;
+use crate::courier::sinks::ses::Ses;
 use crate::courier::sinks::smtp::Smtp;
-use crate::effect::destination;
+use crate::courier::sinks::sns::Sns;
 use crate::intake::Intake;
 use crate::intake::source::Received;
 use crate::intake::source::amqp::AmqpSource;
@@ -236,25 +239,23 @@ impl Service {
 ///
 /// # Errors
 /// When one cannot be made ready.
-pub fn sinks(
+pub async fn sinks(
     config: &Config,
     connections: &TaskTracker,
     ended: &CancellationToken,
 ) -> Result<BTreeMap<String, Arc<Sink>>, lettre::transport::smtp::Error> {
     let mut sinks = BTreeMap::new();
-    for (account, smtp) in &config.smtp {
-        let sink = match config.delivery {
-            DeliveryMode::Send => Sink::Smtp(Box::new(Smtp::new(smtp.clone())?)),
-            DeliveryMode::Capture => Sink::Capture,
+    for (destination, account) in &config.accounts {
+        let sink = match (config.delivery, account.clone()) {
+            (DeliveryMode::Capture, _) => Sink::Capture,
+            (DeliveryMode::Send, Account::Smtp(smtp)) => Sink::Smtp(Box::new(Smtp::new(smtp)?)),
+            (DeliveryMode::Send, Account::Ses(ses)) => Sink::Ses(Box::new(Ses::new(ses).await)),
+            (DeliveryMode::Send, Account::Sns(aws)) => Sink::Sns(Box::new(Sns::new(&aws).await)),
+            (DeliveryMode::Send, Account::S3(s3)) => Sink::S3(Box::new(S3::new(s3).await)),
+            (DeliveryMode::Send, Account::Irc(irc)) => Sink::Irc(Irc::start(irc, connections, ended)),
+            (DeliveryMode::Send, Account::Amqp(broker)) => Sink::Amqp(Box::new(Amqp::new(broker))),
         };
-        sinks.insert(destination("email", account), Arc::new(sink));
-    }
-    for (account, irc) in &config.irc {
-        let sink = match config.delivery {
-            DeliveryMode::Send => Sink::Irc(Irc::start(irc.clone(), connections, ended)),
-            DeliveryMode::Capture => Sink::Capture,
-        };
-        sinks.insert(destination("irc", account), Arc::new(sink));
+        sinks.insert(destination.clone(), Arc::new(sink));
     }
     Ok(sinks)
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use url::Url;
+
 use crate::grant::Grant;
 use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
@@ -19,6 +21,32 @@ pub struct Tenant {
     pub identities: Identities,
     /// Its plugins, by name.
     pub plugins: BTreeMap<String, PluginTerms>,
+    /// Where its tasks' logs are collected, when they are.
+    pub logs: Option<LogCollection>,
+}
+
+/// Where logs are collected, and where they come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogCollection {
+    /// What precedes a log's key in the address where people read it.
+    pub url_base: Url,
+    /// Where a run's log is, by provisioner: the name of an artifact, or an address in which `{task_id}` and `{run_id}`
+    /// are filled in.
+    pub sources: BTreeMap<String, String>,
+    /// The same for every other provisioner.
+    pub source: String,
+}
+
+impl LogCollection {
+    /// The artifact that is a run's log unless the operator says otherwise.
+    pub const SOURCE: &str = "public/logs/live_backing.log";
+
+    /// Logs in a bucket, read by everybody at its own address; none when its name makes no address.
+    #[must_use]
+    pub fn in_bucket(bucket: &str) -> Option<Self> {
+        let url_base = Url::parse(&format!("https://{bucket}.s3.amazonaws.com/")).ok()?;
+        Some(Self { url_base, sources: BTreeMap::new(), source: Self::SOURCE.into() })
+    }
 }
 
 /// On what terms a plugin runs for a tenant.

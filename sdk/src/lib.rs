@@ -24,6 +24,7 @@
 //!
 //! Build it with `cargo build --target wasm32-wasip2 --profile guest` as a `cdylib`; the `.wasm` file is the plugin.
 
+pub mod amqp;
 #[doc(hidden)]
 pub mod bindings;
 mod event;
@@ -31,7 +32,10 @@ pub mod html;
 pub mod irc;
 pub mod log;
 mod mail;
+pub mod s3;
 pub mod settings;
+pub mod sns;
+pub mod summary;
 pub mod taskcluster;
 
 pub use bindings::pulse::notifier::types::{CollectedLog, EffectId, Event, Failure, Notification, Refusal};

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use pulse_notifier::effect::{Hash, Origin};
-use pulse_notifier::grant::{EmailGrant, Grant, Pattern};
+use pulse_notifier::grant::{About, EmailGrant, Grant, Pattern};
 use pulse_notifier::intake::event::TaskId;
 use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
 use pulse_notifier::sandbox::{Invocation, Limits, Sandbox, types};
@@ -37,8 +37,10 @@ async fn main() -> Result<()> {
 async fn sandbox() -> Result<()> {
     const CALLS: usize = 50_000;
     let sandbox = Sandbox::start()?;
-    let grant =
-        Grant { email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*")] }), irc: None };
+    let grant = Grant {
+        email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*")] }),
+        ..Grant::default()
+    };
     let version = sandbox.admit("smtp", &std::fs::read(guest("smtp")?)?, &grant)?;
     drop(sandbox.time_fresh(&version, 1_000, invocation).await);
     let reused = sandbox.time_reused(&version, CALLS, invocation).await;
@@ -59,8 +61,10 @@ async fn sandbox() -> Result<()> {
 }
 
 fn invocation() -> Invocation {
-    let grant =
-        Grant { email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*")] }), irc: None };
+    let grant = Grant {
+        email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*")] }),
+        ..Grant::default()
+    };
     let task_id = "A35mWTRuQmyj88yMnIF0fA";
     let id = TaskId::new(task_id).unwrap_or_else(|| unreachable!("a constant that is an id"));
     let root = "https://tc.example.com".parse().unwrap_or_else(|_| unreachable!("a constant that is a URL"));
@@ -68,6 +72,7 @@ fn invocation() -> Invocation {
         Origin { event: Hash::of_bytes(b""), generation: 0, identity: "default".into(), plugin: "smtp".into() };
     Invocation {
         origin,
+        about: About { task_id: id.clone(), hops: 0, log_addresses: Vec::new() },
         event: types::Event {
             id: "0".repeat(64),
             tenant: "default".into(),

@@ -10,7 +10,7 @@ use anyhow::Result;
 use end_to_end::world::{count, rows, store};
 use end_to_end::{Broker, IrcServer, Service, World, guest, wait};
 use pulse_notifier::effect::{Effect, Hash, Origin};
-use pulse_notifier::grant::{Grant, IrcGrant, Pattern};
+use pulse_notifier::grant::{About, Grant, IrcGrant, Pattern};
 use pulse_notifier::intake::event::TaskId;
 use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
 use pulse_notifier::sandbox::{Ending, Invocation, Limits, Report, Sandbox, types};
@@ -419,6 +419,7 @@ async fn asked(status: &str, notification: types::Notification, logs: &[&str]) -
         Origin { event: Hash::of_bytes(b"event"), generation: 0, identity: "default".into(), plugin: "irc".into() };
     let invocation = Invocation {
         origin,
+        about: About { task_id: task_id.clone(), hops: 0, log_addresses: Vec::new() },
         event,
         time: "2018-01-30T14:25:17Z".parse().unwrap(),
         grant: Arc::new(grant),
@@ -431,7 +432,7 @@ async fn asked(status: &str, notification: types::Notification, logs: &[&str]) -
     };
     let lines = |effect| match effect {
         Effect::Irc(irc) => Some((irc.channel, irc.lines)),
-        Effect::Email(_) => None,
+        _ => None,
     };
     plan.effects.into_iter().filter_map(|planned| lines(planned.effect)).collect()
 }

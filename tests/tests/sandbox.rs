@@ -8,7 +8,7 @@ use std::time::Duration;
 use end_to_end::guest;
 use futures_util::future::join_all;
 use pulse_notifier::effect::{Hash, Origin};
-use pulse_notifier::grant::{EmailGrant, Grant, IrcGrant, Pattern};
+use pulse_notifier::grant::{About, EmailGrant, Grant, IrcGrant, Pattern};
 use pulse_notifier::intake::event::TaskId;
 use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
 use pulse_notifier::sandbox::{AdmissionError, Ending, Fault, Invocation, Limits, Report, Sandbox, Version, types};
@@ -17,6 +17,7 @@ fn grant() -> Grant {
     Grant {
         email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*@example.com")] }),
         irc: Some(IrcGrant { account: "irc".into(), channels: vec![Pattern::new("#*")] }),
+        ..Grant::default()
     }
 }
 
@@ -37,6 +38,7 @@ fn invocation(message: &str, limits: Limits) -> Invocation {
     let event = Hash::of_bytes(b"event");
     Invocation {
         origin: Origin { event, generation: 0, identity: "default".into(), plugin: "hostile".into() },
+        about: About { task_id: task_id.clone(), hops: 0, log_addresses: Vec::new() },
         event: event_saying(message, &task_id),
         time: "2018-01-30T14:25:17Z".parse().unwrap(),
         grant: Arc::new(grant()),

@@ -1,6 +1,6 @@
-//! Mails what a task wants said: the message, the task's link, its collected logs and the date, as text and as HTML.
+//! Mails what a task wants said, as text and as HTML.
 
-use pulse_notifier_sdk::{Event, Mail, Result, html, log, plugin, settings};
+use pulse_notifier_sdk::{Event, Mail, Result, log, plugin, settings, summary};
 
 plugin!(notify);
 
@@ -10,39 +10,14 @@ fn notify(event: &Event) -> Result {
         log::info("nobody to tell: the notification names no emails");
         return Ok(());
     }
-    let mail = Mail::to(&wanted.emails).subject(&wanted.subject).thread(&event.task_group_id).text(text(event));
-    // `template`: `false` for text alone, a template of the operator's, else the one below.
+    let mail = Mail::to(&wanted.emails).subject(&wanted.subject).thread(&event.task_group_id);
+    let mail = mail.text(summary::text(event));
+    // `template`: `false` for text alone, a template of the operator's, else the built-in one.
     match settings::get("template").as_deref() {
         Some("false") => mail,
-        None | Some("true") => mail.html(fill(TEMPLATE, event)),
-        Some(template) => mail.html(fill(template, event)),
+        None | Some("true") => mail.html(summary::html(summary::TEMPLATE, event)),
+        Some(template) => mail.html(summary::html(template, event)),
     }
     .send()?;
     Ok(())
 }
-
-fn text(event: &Event) -> String {
-    let mut text = format!("{}\n\nTask: {}\n", event.notification.message.trim_end(), event.task_url);
-    for url in event.log_urls() {
-        text.push_str(&format!("Log: {url}\n"));
-    }
-    text + &format!("Date: {}\n", event.date())
-}
-
-fn fill(template: &str, event: &Event) -> String {
-    let logs: String = event.log_urls().map(|url| format!("<li>{}</li>", html::link(url))).collect();
-    html::fill(
-        template,
-        &[
-            ("subject", &event.notification.subject),
-            ("message", &event.notification.message),
-            ("html:task_url", &html::link(&event.task_url)),
-            ("html:logs", &logs),
-            ("date", &event.date()),
-            ("task_id", &event.task_id),
-            ("status", &event.status),
-        ],
-    )
-}
-
-const TEMPLATE: &str = include_str!("mail.html");

@@ -1,7 +1,7 @@
 //! `check`: validates the configuration and says what it amounts to. Connects to nothing.
 
 use super::PluginErrors;
-use crate::config::{Config, DeliveryMode, Environment, SmtpSecurity};
+use crate::config::{Account, AwsAccount, Config, DeliveryMode, Environment, SmtpSecurity};
 use crate::grant::Pattern;
 use crate::registry::Registry;
 use crate::sandbox::{Sandbox, Version};
@@ -36,23 +36,49 @@ fn explain_service(config: &Config) {
         None => say!("admin        not served"),
     }
     say!("plugins      {}", config.plugins.display());
-    for (name, smtp) in &config.smtp {
-        let security = match smtp.security {
-            SmtpSecurity::StartTls => "STARTTLS",
-            SmtpSecurity::Tls => "TLS",
-            SmtpSecurity::None => "no TLS",
-        };
-        let login = if smtp.login.is_some() { "login and password" } else { "no login" };
-        say!("account      {name}: {}:{}, {security}, {login}, from {}", smtp.host, smtp.port, smtp.from);
-    }
-    for (name, irc) in &config.irc {
-        let security = if irc.tls { "TLS" } else { "no TLS" };
-        let password = if irc.password.is_some() { "password" } else { "no password" };
-        say!("account      {name}: {}:{}, {security}, {password}, nick {}", irc.host, irc.port, irc.nick);
+    for (name, account) in &config.accounts {
+        say!("account      {name}: {}", explained(account));
     }
     if config.delivery == DeliveryMode::Capture {
         say!("delivery     captured, nothing is sent");
     }
+}
+
+fn explained(account: &Account) -> String {
+    match account {
+        Account::Smtp(smtp) => {
+            let security = match smtp.security {
+                SmtpSecurity::StartTls => "STARTTLS",
+                SmtpSecurity::Tls => "TLS",
+                SmtpSecurity::None => "no TLS",
+            };
+            let login = if smtp.login.is_some() { "login and password" } else { "no login" };
+            format!("{}:{}, {security}, {login}, from {}", smtp.host, smtp.port, smtp.sender.from)
+        }
+        Account::Ses(ses) => format!("SES, {}, from {}", explained_aws(&ses.aws), ses.sender.from),
+        Account::Sns(aws) => format!("SNS, {}", explained_aws(aws)),
+        Account::S3(s3) => {
+            let acl = s3.acl.as_ref().map_or_else(|| "no ACL".to_owned(), |acl| format!("ACL {acl}"));
+            format!("S3, {}, bucket {}, {acl}", explained_aws(&s3.aws), s3.bucket)
+        }
+        Account::Irc(irc) => {
+            let security = if irc.tls { "TLS" } else { "no TLS" };
+            let password = if irc.password.is_some() { "password" } else { "no password" };
+            format!("{}:{}, {security}, {password}, nick {}", irc.host, irc.port, irc.nick)
+        }
+        Account::Amqp(broker) => format!("{}@{}:{} vhost {}", broker.login, broker.host, broker.port, broker.vhost),
+    }
+}
+
+fn explained_aws(aws: &AwsAccount) -> String {
+    let keys = match (&aws.keys, &aws.profile) {
+        (Some(_), _) => "keys of its own".to_owned(),
+        (None, Some(profile)) => format!("profile {profile}"),
+        (None, None) => "keys where the AWS tools look".to_owned(),
+    };
+    let region = aws.region.as_ref().map_or_else(String::new, |region| format!(", {region}"));
+    let endpoint = aws.endpoint.as_ref().map_or_else(String::new, |endpoint| format!(", at {endpoint}"));
+    keys + &region + &endpoint
 }
 
 fn explain_tenant(tenant: &Tenant) {
@@ -79,6 +105,16 @@ fn explain_plugin(tenant: &Tenant, version: &Version) {
     let joined = |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if let Some(email) = &terms.grant.email {
         say!("    may mail {} by account {}", joined(&email.recipients), email.account);
+    }
+    if let Some(sns) = &terms.grant.sns {
+        say!("    may publish to {} by account {}", joined(&sns.topics), sns.account);
+    }
+    if let Some(s3) = &terms.grant.s3 {
+        say!("    may put objects at {} by account {}", joined(&s3.keys), s3.account);
+    }
+    if let Some(amqp) = &terms.grant.amqp {
+        let (exchanges, keys) = (joined(&amqp.exchanges), joined(&amqp.routing_keys));
+        say!("    may publish to {exchanges} with routing keys {keys} by account {}", amqp.account);
     }
     if let Some(irc) = &terms.grant.irc {
         say!("    may talk in {} by account {}", joined(&irc.channels), irc.account);

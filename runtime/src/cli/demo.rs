@@ -92,6 +92,7 @@ fn tenant() -> Tenant {
     let grant = Grant {
         email: Some(EmailGrant { account: ACCOUNT.into(), recipients: vec![Pattern::new("*@example.com")] }),
         irc: Some(IrcGrant { account: ACCOUNT.into(), channels: vec![Pattern::new("#*")] }),
+        ..Grant::default()
     };
     let terms = PluginTerms { grant: Arc::new(grant), settings: Arc::default(), limits: Limits::default() };
     let release_drivers = json!({"plugins": ["smtp"], "emails": ["release-drivers@example.com"]});
@@ -105,6 +106,7 @@ fn tenant() -> Tenant {
             .into_iter()
             .collect(),
         plugins: BTreeMap::from([("irc".to_owned(), terms.clone()), ("smtp".to_owned(), terms)]),
+        logs: None,
     }
 }
 

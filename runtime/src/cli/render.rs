@@ -3,12 +3,18 @@
 
 use serde_json::Value;
 
-use crate::effect::{Effect, Email};
+use crate::effect::{Effect, Email, S3Body, Sns};
 
 /// An effect under a line that says what it is about and what became of it; alone with the reason when it is not done.
 pub(super) fn effect(about: &str, state: &str, why_not: Option<&str>, effect: &Effect) -> String {
     let (what, seen) = match effect {
         Effect::Email(mail) => (format!("mail to {}", mail.recipient), seen_mail(mail)),
+        Effect::Sns(sns) => (format!("SNS {}", sns.topic), seen_message(sns)),
+        Effect::S3(s3) => (format!("S3 {}", s3.key), vec![s3.content_type.clone(), seen_body(&s3.body)]),
+        Effect::Amqp(amqp) => {
+            let lines = vec![amqp.routing_key.clone(), String::from_utf8_lossy(&amqp.body).into_owned()];
+            (format!("AMQP {}", amqp.exchange), lines)
+        }
         Effect::Irc(irc) => (format!("IRC {}", irc.channel), irc.lines.iter().map(|line| uncoloured(line)).collect()),
     };
     let lines = why_not.map_or(seen, |why| vec![why.to_owned()]);
@@ -23,6 +29,21 @@ fn seen_mail(mail: &Email) -> Vec<String> {
     lines.push(String::new());
     lines.extend(mail.text.lines().map(str::to_owned));
     lines
+}
+
+/// A message as a topic's subscriber sees it.
+fn seen_message(sns: &Sns) -> Vec<String> {
+    let subject = sns.subject.iter().flat_map(|subject| [format!("Subject: {subject}"), String::new()]);
+    subject.chain(sns.text.lines().map(str::to_owned)).collect()
+}
+
+/// Where an object comes from, or how large it is.
+fn seen_body(body: &S3Body) -> String {
+    match body {
+        S3Body::Bytes(bytes) => format!("{} bytes", bytes.len()),
+        S3Body::Artifact(of) => format!("gzipped: {} of run {}", of.name, of.run_id),
+        S3Body::Address(address) => format!("gzipped: {address}"),
+    }
 }
 
 /// A line of IRC without its colour codes: `\x03` and two digits.

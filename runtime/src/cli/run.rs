@@ -41,7 +41,7 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
         tasks: Tasks::Http(tasks),
         sandbox,
         registry,
-        sinks: sinks(&config, &connections, &ended).context("start the SMTP client")?,
+        sinks: sinks(&config, &connections, &ended).await.context("start the SMTP client")?,
         connections,
         ended,
         keep: config.keep,

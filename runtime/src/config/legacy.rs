@@ -12,34 +12,40 @@ use url::Url;
 
 use super::environment::{Environment, Reader, truth};
 use super::{
-    Broker, Config, ConfigError, DeliveryMode, IrcAccount, Secret, SmtpAccount, SmtpSecurity, default_plugins,
-    read_file,
+    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, IrcAccount, S3Account, Secret, Sender, SesAccount,
+    SmtpAccount, SmtpSecurity, default_plugins, read_file,
 };
-use crate::grant::{EmailGrant, Grant, IrcGrant, Pattern};
+use crate::effect::destination;
+use crate::grant::{self, AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, SnsGrant};
 use crate::intake::notification::{DEFAULT_IDENTITY, Identities};
 use crate::sandbox::Limits;
 use crate::store::Binding;
-use crate::tenant::{PluginTerms, Queue, QueueKind, Tenant};
+use crate::tenant::{LogCollection, PluginTerms, Queue, QueueKind, Tenant};
 
 pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
     let reader = Reader::new(environment);
     let mut notes = Vec::new();
     let broker = broker(&reader);
     let services = services(&reader);
-    let smtp = smtp(&reader, services.iter().any(|service| service == "smtp"), &mut notes);
-    let irc = irc(&reader, services.iter().any(|service| service == "irc"));
-    let grant = Grant {
-        email: smtp.is_some().then(|| EmailGrant { account: SMTP_ACCOUNT.into(), recipients: vec![Pattern::new("*")] }),
-        irc: irc.is_some().then(|| IrcGrant { account: IRC_ACCOUNT.into(), channels: vec![Pattern::new("*")] }),
+    let uses = |service: &str| services.iter().any(|one| one == service);
+    let queue = queue(&reader, &broker.login, &mut notes);
+    let world = World {
+        smtp: smtp(&reader, uses("smtp"), &mut notes),
+        ses: ses(&reader, uses("ses")),
+        topic: topic(&reader, uses("sns")),
+        s3: s3(&reader, uses("log_collect")),
+        irc: irc(&reader, uses("irc")),
+        exchange: repulse_exchange(&reader, uses("repulse"), &broker.login),
     };
+    let logs = world.s3.as_ref().filter(|_| uses("log_collect")).and_then(|s3| LogCollection::in_bucket(&s3.bucket));
     let tenant = Tenant {
         name: "default".into(),
-        queue: queue(&reader, &broker.login, &mut notes),
         identities: identities(&reader),
-        plugins: plugins(&reader, &services, grant),
+        plugins: plugins(&reader, &services, &world, &queue),
+        queue,
+        logs,
     };
     let config = Config {
-        broker,
         taskcluster_root: reader.parsed("TASKCLUSTER_ROOT_URL", "a URL", default_root()),
         plugins: reader.text("PN_PLUGINS").map_or_else(default_plugins, PathBuf::from),
         store: reader.text("PN_STORE").unwrap_or("sqlite:pulse-notifier.db").to_owned(),
@@ -48,8 +54,8 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
             &[("send", DeliveryMode::Send), ("capture", DeliveryMode::Capture)],
             DeliveryMode::Send,
         ),
-        smtp: smtp.map(|account| (SMTP_ACCOUNT.to_owned(), account)).into_iter().collect(),
-        irc: irc.map(|account| (IRC_ACCOUNT.to_owned(), account)).into_iter().collect(),
+        accounts: world.accounts(&broker),
+        broker,
         tenants: vec![tenant],
         admin: admin(&reader),
         drain: Duration::from_secs(reader.parsed("PN_DRAIN_SECONDS", "a number of seconds", 30)),
@@ -74,7 +80,9 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
     notes.push(
         "the predecessor's grants apply: every plugin may mail anyone and talk in any channel a task names".into(),
     );
-    for name in reader.unread(&["PN_", "PULSE_", "SMTP_", "IRC_", "SNS_", "S3_", "SES_", "FLUX_", "INFLUXDB_"]) {
+    for name in
+        reader.unread(&["PN_", "PULSE_", "SMTP_", "IRC_", "SNS_", "S3_", "SES_", "REPULSE_", "FLUX_", "INFLUXDB_"])
+    {
         notes.push(format!("{name} is set, but nothing reads it"));
     }
     reader.finish(Config { notes, ..config })
@@ -157,16 +165,9 @@ fn smtp(reader: &Reader<'_>, needed: bool, notes: &mut Vec<String>) -> Option<Sm
     let kinds = [("starttls", SmtpSecurity::StartTls), ("tls", SmtpSecurity::Tls), ("none", SmtpSecurity::None)];
     let security = reader.one_of("SMTP_SECURITY", &kinds, SmtpSecurity::StartTls);
     let port = reader.port("SMTP_PORT", 587);
-    let domain = reader.text("EMAIL_THREADING_DOMAIN").unwrap_or("mozilla.com");
-    if !domain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-') {
-        reader.problem("EMAIL_THREADING_DOMAIN", format!("expected a domain, found {domain:?}"));
-    }
     let password = reader.text("SMTP_PASSWD");
     let host = if needed { reader.required("SMTP_HOST", "the mail server") } else { reader.text("SMTP_HOST")? };
-    let from = reader.required("SMTP_EMAIL", "the address that mails are from, and the login");
-    if !from.is_empty() && from.parse::<lettre::Address>().is_err() {
-        reader.problem("SMTP_EMAIL", format!("expected a mail address, found {from:?}"));
-    }
+    let sender = sender(reader, "SMTP_EMAIL", "the address that mails are from, and the login");
     if password.is_none() {
         notes.push("SMTP_PASSWD is not set: mails are sent without logging in".into());
     }
@@ -180,10 +181,69 @@ fn smtp(reader: &Reader<'_>, needed: bool, notes: &mut Vec<String>) -> Option<Sm
         host: host.to_owned(),
         port,
         security,
-        login: password.map(|password| (from.to_owned(), Secret::new(password.to_owned()))),
-        from: from.to_owned(),
-        threading_domain: domain.to_owned(),
+        login: password.map(|password| (sender.from.clone(), Secret::new(password.to_owned()))),
+        sender,
     })
+}
+
+fn sender(reader: &Reader<'_>, variable: &str, what: &str) -> Sender {
+    let from = reader.required(variable, what);
+    if !from.is_empty() && from.parse::<lettre::Address>().is_err() {
+        reader.problem(variable, format!("expected a mail address, found {from:?}"));
+    }
+    let domain = reader.text("EMAIL_THREADING_DOMAIN").unwrap_or("mozilla.com");
+    if !domain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-') {
+        reader.problem("EMAIL_THREADING_DOMAIN", format!("expected a domain, found {domain:?}"));
+    }
+    Sender { from: from.to_owned(), threading_domain: domain.to_owned() }
+}
+
+fn ses(reader: &Reader<'_>, needed: bool) -> Option<SesAccount> {
+    if !needed {
+        reader.text("SES_EMAIL")?;
+    }
+    Some(SesAccount {
+        aws: AwsAccount::default(),
+        sender: sender(reader, "SES_EMAIL", "the address that mails are from"),
+    })
+}
+
+/// `SNS_ARN`: the one topic.
+fn topic(reader: &Reader<'_>, needed: bool) -> Option<String> {
+    let topic = if needed { reader.required("SNS_ARN", "the ARN of a topic") } else { reader.text("SNS_ARN")? };
+    if !topic.is_empty() && grant::sns::region(topic).is_none() {
+        reader.problem(
+            "SNS_ARN",
+            format!("expected the ARN of a topic, arn:aws:sns:<region>:<account>:<name>, found {topic:?}"),
+        );
+    }
+    Some(topic.to_owned())
+}
+
+fn s3(reader: &Reader<'_>, needed: bool) -> Option<S3Account> {
+    let acl = reader.text("S3_ACL").unwrap_or("public-read");
+    let bucket =
+        if needed { reader.required("S3_BUCKET", "the bucket that logs go to") } else { reader.text("S3_BUCKET")? };
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+    if !bucket.bytes().all(fits) || bucket.len() > 255 {
+        reader.problem("S3_BUCKET", format!("expected the name of a bucket, found {bucket:?}"));
+    }
+    if !acl.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') {
+        reader.problem("S3_ACL", format!("expected a canned ACL such as public-read, or none, found {acl:?}"));
+    }
+    let acl = (acl != "none").then(|| acl.to_owned());
+    Some(S3Account { aws: AwsAccount::default(), bucket: bucket.to_owned(), acl })
+}
+
+/// `REPULSE_EXCHANGE`: the last part of the name of an exchange of our own.
+fn repulse_exchange(reader: &Reader<'_>, needed: bool, login: &str) -> Option<String> {
+    let what = "the exchange to publish to again, without exchange/<login>/";
+    let name = if needed { reader.required("REPULSE_EXCHANGE", what) } else { reader.text("REPULSE_EXCHANGE")? };
+    let full = format!("exchange/{login}/{name}");
+    if full.len() > AMQP_NAME_BYTES_MAX || full.contains(char::is_control) {
+        reader.problem("REPULSE_EXCHANGE", format!("expected a name, found {name:?}"));
+    }
+    Some(full)
 }
 
 fn irc(reader: &Reader<'_>, needed: bool) -> Option<IrcAccount> {
@@ -208,18 +268,73 @@ fn irc(reader: &Reader<'_>, needed: bool) -> Option<IrcAccount> {
     Some(IrcAccount { host: host.to_owned(), port, tls, nick: nick.to_owned(), real_name, password, burst, line_every })
 }
 
-fn plugins(reader: &Reader<'_>, services: &[String], grant: Grant) -> BTreeMap<String, PluginTerms> {
-    let grant = Arc::new(grant);
+/// What the variables say of the world outside.
+struct World {
+    smtp: Option<SmtpAccount>,
+    ses: Option<SesAccount>,
+    topic: Option<String>,
+    s3: Option<S3Account>,
+    irc: Option<IrcAccount>,
+    exchange: Option<String>,
+}
+
+impl World {
+    fn accounts(&self, broker: &Broker) -> BTreeMap<String, Account> {
+        let smtp = self.smtp.clone().map(|smtp| (destination("email", SMTP_ACCOUNT), Account::Smtp(smtp)));
+        let ses = self.ses.clone().map(|ses| (destination("email", SES_ACCOUNT), Account::Ses(ses)));
+        let sns = self.topic.as_ref().map(|_| (destination("sns", AWS_ACCOUNT), Account::Sns(AwsAccount::default())));
+        let s3 = self.s3.clone().map(|s3| (destination("s3", AWS_ACCOUNT), Account::S3(s3)));
+        let irc = self.irc.clone().map(|irc| (destination("irc", IRC_ACCOUNT), Account::Irc(irc)));
+        let amqp = self.exchange.as_ref().map(|_| (destination("amqp", PULSE_ACCOUNT), Account::Amqp(broker.clone())));
+        [smtp, ses, sns, s3, irc, amqp].into_iter().flatten().collect()
+    }
+
+    /// The predecessor's grants: any recipient and channel, the one topic, bucket and exchange.
+    fn grant(&self, plugin: &str, queue: &Queue) -> Grant {
+        let any = || vec![Pattern::to_the_letter("*")];
+        let email = match (plugin, &self.ses, &self.smtp) {
+            ("ses", Some(_), _) | (_, Some(_), None) => Some(SES_ACCOUNT),
+            (_, _, Some(_)) => Some(SMTP_ACCOUNT),
+            (_, None, None) => None,
+        };
+        Grant {
+            email: email.map(|account| EmailGrant { account: account.into(), recipients: vec![Pattern::new("*")] }),
+            sns: self
+                .topic
+                .as_deref()
+                .map(|topic| SnsGrant { account: AWS_ACCOUNT.into(), topics: vec![Pattern::to_the_letter(topic)] }),
+            s3: self.s3.as_ref().map(|_| S3Grant { account: AWS_ACCOUNT.into(), keys: any() }),
+            irc: self.irc.as_ref().map(|_| IrcGrant { account: IRC_ACCOUNT.into(), channels: vec![Pattern::new("*")] }),
+            amqp: self.exchange.as_deref().map(|exchange| AmqpGrant {
+                account: PULSE_ACCOUNT.into(),
+                exchanges: vec![Pattern::to_the_letter(exchange)],
+                routing_keys: any(),
+                closed: queue.bindings.iter().map(|binding| binding.exchange.clone()).collect(),
+                // Nobody bound there yet is normal.
+                unrouted: true,
+            }),
+        }
+    }
+}
+
+fn plugins(reader: &Reader<'_>, services: &[String], world: &World, queue: &Queue) -> BTreeMap<String, PluginTerms> {
     let template = template(reader);
     let channel = reader.text("IRC_CHAN").map(str::to_owned);
+    let routing_key = reader.text("REPULSE_ROUTING_KEY").map(str::to_owned);
     let terms = |service: &String| {
-        let setting = match service.as_str() {
-            "smtp" => template.clone().map(|template| ("template".to_owned(), template)),
-            "irc" => channel.clone().map(|channel| ("channel".to_owned(), channel)),
-            _ => None,
+        let settings = match service.as_str() {
+            "smtp" => [("template", template.clone()), ("", None)],
+            "irc" => [("channel", channel.clone()), ("", None)],
+            "sns" => [("topic", world.topic.clone()), ("", None)],
+            "repulse" => [("exchange", world.exchange.clone()), ("routing_key", routing_key.clone())],
+            _ => [("", None), ("", None)],
         };
-        let settings: BTreeMap<_, _> = setting.into_iter().collect();
-        let terms = PluginTerms { grant: Arc::clone(&grant), settings: Arc::new(settings), limits: Limits::default() };
+        let settings = settings.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        let terms = PluginTerms {
+            grant: Arc::new(world.grant(service, queue)),
+            settings: Arc::new(settings.collect()),
+            limits: Limits::default(),
+        };
         (service.clone(), terms)
     };
     services.iter().map(terms).collect()
@@ -289,6 +404,9 @@ pub(super) fn default_root() -> Url {
 }
 
 const SMTP_ACCOUNT: &str = "smtp";
+const SES_ACCOUNT: &str = "ses";
+const AWS_ACCOUNT: &str = "aws";
+const PULSE_ACCOUNT: &str = "pulse";
 const IRC_ACCOUNT: &str = "irc";
 const AMQP_NAME_BYTES_MAX: usize = 255;
 const STATUSES: [&str; 7] = [
@@ -337,8 +455,8 @@ mod tests {
         let exchange = |status: &str| format!("exchange/taskcluster-queue/v1/{status}");
         let expected = DEFAULT_STATUSES.map(exchange);
         assert_eq!(bindings, expected.iter().map(|exchange| (exchange.as_str(), "#")).collect::<Vec<_>>());
-        assert_eq!(config.smtp["smtp"].port, 587);
-        assert_eq!(config.smtp["smtp"].threading_domain, "mozilla.com");
+        let Account::Smtp(smtp) = &config.accounts["email/smtp"] else { panic!() };
+        assert_eq!((smtp.port, smtp.sender.threading_domain.as_str()), (587, "mozilla.com"));
     }
 
     #[test]

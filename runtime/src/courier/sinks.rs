@@ -1,24 +1,42 @@
 //! What performs effects, one file for each way. A sink does one effect once and says what the world answered; it
 //! retries nothing and decides nothing.
 
+pub mod amqp;
+mod aws;
 pub mod capture;
 pub mod irc;
+mod mail;
+pub mod s3;
+pub mod ses;
 pub mod smtp;
+pub mod sns;
 
 use crate::courier::Receipt;
 use crate::effect::Effect;
 use crate::store::Claimed;
+use amqp::Amqp;
 use irc::Irc;
+use s3::S3;
+use ses::Ses;
 use smtp::Smtp;
+use sns::Sns;
 
 /// A way to perform effects, with one account.
 pub enum Sink {
     /// Keeps them and sends nothing.
     Capture,
-    /// Lines on an IRC server.
-    Irc(Irc),
     /// Mail, by an SMTP server.
     Smtp(Box<Smtp>),
+    /// Mail, by SES.
+    Ses(Box<Ses>),
+    /// Messages to SNS topics.
+    Sns(Box<Sns>),
+    /// Objects in an S3 bucket.
+    S3(Box<S3>),
+    /// Lines on an IRC server.
+    Irc(Irc),
+    /// Messages to exchanges of a broker.
+    Amqp(Box<Amqp>),
 }
 
 impl Sink {
@@ -30,6 +48,10 @@ impl Sink {
             // What waits for its turn waits in the store.
             Self::Irc(_) => 1,
             Self::Smtp(_) => smtp::CONNECTIONS_MAX,
+            Self::Ses(_) => ses::CALLS_MAX,
+            Self::Sns(_) => sns::CALLS_MAX,
+            Self::S3(_) => 4,
+            Self::Amqp(_) => 64,
         }
     }
 
@@ -37,10 +59,15 @@ impl Sink {
     pub async fn perform(&self, claimed: &Claimed) -> Receipt {
         match (self, &claimed.effect) {
             (Self::Capture, _) => capture::perform(),
+            (Self::Smtp(account), Effect::Email(email)) => account.perform(claimed, email).await,
+            (Self::Ses(account), Effect::Email(email)) => account.perform(claimed, email).await,
+            (Self::Sns(account), Effect::Sns(sns)) => account.perform(claimed, sns).await,
+            (Self::S3(account), Effect::S3(s3)) => account.perform(s3).await,
             (Self::Irc(account), Effect::Irc(irc)) => account.perform(irc).await,
-            (Self::Smtp(smtp), Effect::Email(email)) => smtp.perform(claimed, email).await,
-            (Self::Irc(_), Effect::Email(_)) | (Self::Smtp(_), Effect::Irc(_)) => {
-                Receipt::Permanent("the destination is of another kind".into())
+            (Self::Amqp(account), Effect::Amqp(amqp)) => account.perform(amqp).await,
+            // Destinations are named by their capability, so this is a mistake in the configuration's reader.
+            (Self::Smtp(_) | Self::Ses(_) | Self::Sns(_) | Self::S3(_) | Self::Irc(_) | Self::Amqp(_), _) => {
+                Receipt::Suspended("the destination is of another kind".into())
             }
         }
     }

@@ -118,10 +118,15 @@ mod tests {
         for (exchange, routing_key) in
             [("exchange/other/out", "primary.a"), ("exchange/me/out", "route.a"), ("exchange/me/in", "primary.a")]
         {
-            assert!(matches!(publish(exchange, routing_key, 0), Err(Refusal::NotGranted(_))), "{exchange} {routing_key}");
+            assert!(
+                matches!(publish(exchange, routing_key, 0), Err(Refusal::NotGranted(_))),
+                "{exchange} {routing_key}"
+            );
         }
         let long = "x".repeat(256);
-        for (exchange, routing_key) in [("", "primary.a"), ("exchange/me/a\n", "primary.a"), (&long, "primary.a"), ("exchange/me/out", &long)] {
+        for (exchange, routing_key) in
+            [("", "primary.a"), ("exchange/me/a\n", "primary.a"), (&long, "primary.a"), ("exchange/me/out", &long)]
+        {
             assert!(matches!(publish(exchange, routing_key, 0), Err(Refusal::Invalid(_))), "{exchange} {routing_key}");
         }
     }

@@ -52,7 +52,10 @@ pub fn plan(
     let S3Request { key, content_type, body } = request;
     grant.key(&key)?;
     if !is_content_type(&content_type) {
-        return Err(Refusal::Invalid(format!("expected a content type such as text/plain, found {}", shown(&content_type))));
+        return Err(Refusal::Invalid(format!(
+            "expected a content type such as text/plain, found {}",
+            shown(&content_type)
+        )));
     }
     let body = match body {
         S3RequestBody::Bytes(bytes) => S3Body::Bytes(bytes),
@@ -86,7 +89,8 @@ impl S3Grant {
 }
 
 /// Parts between slashes, none of them empty or a step, no control characters.
-fn is_path(text: &str) -> bool {
+#[must_use]
+pub fn is_path(text: &str) -> bool {
     text.len() <= PATH_BYTES_MAX
         && !text.contains(char::is_control)
         && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
@@ -114,7 +118,17 @@ mod tests {
         let bytes = || S3RequestBody::Bytes(b"x".to_vec());
         assert!(put("logs/a b", "text/plain", bytes()).is_ok());
         assert!(matches!(put("Logs/a", "text/plain", bytes()), Err(Refusal::NotGranted(_))));
-        for key in ["", "/logs/a", "logs/", "logs//a", "logs/../a", "logs/.", "logs/a\nb", "logs/\0", &format!("logs/{}", "x".repeat(1_020))] {
+        for key in [
+            "",
+            "/logs/a",
+            "logs/",
+            "logs//a",
+            "logs/../a",
+            "logs/.",
+            "logs/a\nb",
+            "logs/\0",
+            &format!("logs/{}", "x".repeat(1_020)),
+        ] {
             assert!(matches!(put(key, "text/plain", bytes()), Err(Refusal::Invalid(_))), "{key:?}");
         }
         for content_type in ["", "text", "text/plain\r\nx: y", "text/plain ü", &"x/".repeat(100)] {

@@ -34,7 +34,9 @@ pub fn plan(grant: &Grant, origin: &Origin, index: u32, request: SnsRequest) -> 
     if let Some(subject) = &subject {
         let length = subject.chars().count();
         if !(1..=SUBJECT_CHARS_MAX).contains(&length) {
-            return Err(Refusal::Invalid(format!("expected a subject of 1 to {SUBJECT_CHARS_MAX} characters, found {length}")));
+            return Err(Refusal::Invalid(format!(
+                "expected a subject of 1 to {SUBJECT_CHARS_MAX} characters, found {length}"
+            )));
         }
         if subject.chars().any(char::is_control) {
             return Err(Refusal::Invalid("a control character in the subject".into()));
@@ -101,7 +103,13 @@ mod tests {
         assert!(publish(TOPIC, None, "text").is_ok());
         let other = "arn:aws:sns:us-east-1:999999999999:builds";
         assert!(matches!(publish(other, None, "text"), Err(Refusal::NotGranted(_))));
-        for topic in ["", "builds", "arn:aws:sqs:us-east-1:123456789012:builds", "arn:aws:sns:us-east-1:1:builds", "arn:aws:sns::123456789012:b"] {
+        for topic in [
+            "",
+            "builds",
+            "arn:aws:sqs:us-east-1:123456789012:builds",
+            "arn:aws:sns:us-east-1:1:builds",
+            "arn:aws:sns::123456789012:b",
+        ] {
             assert!(matches!(publish(topic, None, "text"), Err(Refusal::Invalid(_))), "{topic}");
         }
         assert!(matches!(publish(&format!("{TOPIC}\n"), None, "text"), Err(Refusal::Invalid(_))));

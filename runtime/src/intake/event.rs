@@ -51,6 +51,17 @@ pub struct Event {
     pub task_group_id: Option<TaskId>,
     /// When the run was resolved, else started, else scheduled.
     pub time: Option<Timestamp>,
+    /// The task's runs.
+    pub runs: Vec<Run>,
+}
+
+/// One run of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Its number.
+    pub id: u32,
+    /// Whether a worker began it and it has come to an end.
+    pub has_ended_work: bool,
 }
 
 /// Why a body is no event.
@@ -87,6 +98,7 @@ impl Event {
             status: status_of(&delivery.exchange).to_owned(),
             task_group_id: text(&body, "/status/taskGroupId").and_then(TaskId::new),
             time: time(&body, run_id),
+            runs: runs(&body),
             task_id,
             run_id,
             delivery,
@@ -132,6 +144,15 @@ fn time(body: &Value, run_id: Option<u32>) -> Option<Timestamp> {
     let runs = body.pointer("/status/runs")?.as_array()?;
     let run = runs.iter().find(|run| run.get("runId").and_then(Value::as_u64) == Some(run_id))?;
     ["/resolved", "/started", "/scheduled"].iter().find_map(|field| text(run, field)?.parse().ok())
+}
+
+fn runs(body: &Value) -> Vec<Run> {
+    let runs = body.pointer("/status/runs").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let run = |run: &Value| {
+        let id = u32::try_from(run.get("runId")?.as_u64()?).ok()?;
+        Some(Run { id, has_ended_work: text(run, "/started").is_some() && text(run, "/resolved").is_some() })
+    };
+    runs.iter().filter_map(run).collect()
 }
 
 fn shortened(text: &str) -> String {

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::event::{Event, TaskId, text};
+use super::logs;
 use super::notification::Notification;
 use super::task::{Definition, TaskReads, Tasks};
 use crate::effect::{Hash, Origin};
+use crate::grant::About;
 use crate::retry;
 use crate::sandbox::{self, Ending, Fault, Report, types};
 use crate::store::{Invocation, Outcome, now_ms};
-use crate::tenant::PluginTerms;
+use crate::tenant::{LogCollection, PluginTerms};
 
 /// Which run of an invocation this is.
 #[derive(Clone, Copy, Debug)]
@@ -32,17 +34,21 @@ pub fn request(
     event: &Event,
     task: &Definition,
     notification: &Notification,
+    collection: Option<&LogCollection>,
     generation: u32,
 ) -> sandbox::Invocation {
     let time = time(event, task);
+    let logs = logs::collected(event, task, collection);
+    let log_addresses = logs.iter().map(|log| log.artifact.clone()).filter(|source| source.contains("://")).collect();
     sandbox::Invocation {
+        about: About { task_id: event.task_id.clone(), hops: event.delivery.hops, log_addresses },
         origin: Origin {
             event: event.key,
             generation,
             identity: notification.identity.clone(),
             plugin: notification.plugin.clone(),
         },
-        event: told(tasks, event, task, notification, time),
+        event: told(tasks, event, task, notification, time, logs),
         time,
         grant: Arc::clone(&terms.grant),
         settings: Arc::clone(&terms.settings),
@@ -52,7 +58,14 @@ pub fn request(
 }
 
 /// What the guest is told.
-fn told(tasks: &Tasks, event: &Event, task: &Definition, notification: &Notification, time: Timestamp) -> types::Event {
+fn told(
+    tasks: &Tasks,
+    event: &Event,
+    task: &Definition,
+    notification: &Notification,
+    time: Timestamp,
+    logs: Vec<types::CollectedLog>,
+) -> types::Event {
     let group = event.task_group_id.clone();
     let group = group.or_else(|| text(&task.value, "/taskGroupId").and_then(TaskId::new));
     let group = group.unwrap_or_else(|| event.task_id.clone());
@@ -73,7 +86,7 @@ fn told(tasks: &Tasks, event: &Event, task: &Definition, notification: &Notifica
         task_group_id: group.to_string(),
         body: String::from_utf8_lossy(&event.delivery.body).into_owned(),
         task: task.json.clone(),
-        logs: Vec::new(),
+        logs,
         notification: types::Notification {
             identity: notification.identity,
             subject: notification.subject,

@@ -129,7 +129,7 @@ impl Tasks {
 }
 
 /// The address of a path below a root, each part encoded.
-fn below(root: &Url, path: &[&str]) -> Url {
+pub(crate) fn below(root: &Url, path: &[&str]) -> Url {
     let mut url = root.clone();
     if let Ok(mut segments) = url.path_segments_mut() {
         segments.pop_if_empty().extend(path);

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use super::{Difference, Occasion, OccasionError, Outcome, Trial, TrialError, read, read_json};
 use crate::intake::notification::Identities;
+use crate::tenant::LogCollection;
 
 /// One case, as its file has it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct Case {
     /// Whom and what the plugin may tell, as patterns; anyone and anything when it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     grant: Option<Vec<String>>,
+    /// The bucket in which logs are collected; they are not, when it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log_bucket: Option<String>,
     /// What comes of each notification, a text of several lines as the list of its lines.
     #[serde(default)]
     expected: Value,
@@ -85,7 +89,7 @@ impl Case {
         outcomes: impl IntoIterator<Item = Outcome>,
     ) -> Result<Self, serde_json::Error> {
         let (event, expected) = (RawValue::from_string(event)?, as_value(outcomes));
-        Ok(Self { event, settings, identities: Identities::new(), grant: None, expected })
+        Ok(Self { event, settings, identities: Identities::new(), grant: None, log_bucket: None, expected })
     }
 
     pub(super) fn parse(text: &str) -> Result<Self, serde_json::Error> {
@@ -100,11 +104,15 @@ impl Case {
         if let Some(recipients) = &self.grant {
             occasion.recipients.clone_from(recipients);
         }
+        occasion.logs = self.log_bucket.as_deref().and_then(LogCollection::in_bucket);
         Ok(occasion)
     }
 
     fn from_file(path: &Path) -> Result<Self, TrialError> {
-        read_json(path, "a case {\"event\": …, \"settings\": …, \"identities\": …, \"grant\": …, \"expected\": …}")
+        read_json(
+            path,
+            "a case {\"event\": …, \"settings\": …, \"identities\": …, \"grant\": …, \"log_bucket\": …, \"expected\": …}",
+        )
     }
 
     async fn outcomes(&self, path: &Path, trial: &Trial) -> Result<Value, TrialError> {

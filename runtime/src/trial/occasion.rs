@@ -14,7 +14,7 @@ use crate::intake::notification::{Identities, wishes};
 use crate::intake::source::ndjson::{self, NotAnEvent};
 use crate::intake::task::{Definition, MemoryTasks, Tasks};
 use crate::sandbox::{Invocation, Limits};
-use crate::tenant::PluginTerms;
+use crate::tenant::{LogCollection, PluginTerms};
 
 /// One event with its task, and the plugin's terms.
 pub struct Occasion {
@@ -26,6 +26,8 @@ pub struct Occasion {
     pub identities: Identities,
     /// Whom and what the plugin may tell, as patterns; `*` unless set.
     pub recipients: Vec<String>,
+    /// Where logs are collected, when they are.
+    pub(super) logs: Option<LogCollection>,
 }
 
 /// Why there is nothing to tell a plugin.
@@ -65,7 +67,7 @@ impl Occasion {
         let event = Event::read(TENANT, Arc::new(delivery))?;
         let (settings, identities) = (BTreeMap::new(), Identities::new());
         let tasks = Arc::new(Tasks::Memory(tasks));
-        Ok(Self { event, tasks, settings, identities, recipients: vec!["*".into()] })
+        Ok(Self { event, tasks, settings, identities, recipients: vec!["*".into()], logs: None })
     }
 
     pub(super) fn with_definition(self, task: Definition) -> Self {
@@ -92,7 +94,8 @@ impl Occasion {
         if wished.notifications.is_empty() {
             return Err(self.not_named(plugin, &task.value));
         }
-        let request = |notification| invocation::request(tasks, &terms, event, &task, notification, 0);
+        let request =
+            |notification| invocation::request(tasks, &terms, event, &task, notification, self.logs.as_ref(), 0);
         Ok((wished.notifications.iter().map(request).collect(), wished.warnings))
     }
 

@@ -3,8 +3,6 @@
 //! The protocol is driven step by step rather than by the library's transport, because what a failure means depends on
 //! the step: before the final dot nothing was sent, after it nobody knows until the server answers.
 
-mod message;
-
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +15,7 @@ use lettre::transport::smtp::response::Response;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::mail;
 use crate::config::{SmtpAccount, SmtpSecurity};
 use crate::courier::Receipt;
 use crate::effect::Email;
@@ -83,7 +82,7 @@ impl Smtp {
     }
 
     pub(super) async fn perform(&self, claimed: &Claimed, email: &Email) -> Receipt {
-        let (recipient, body) = match (email.recipient.parse(), message::build(&self.account, claimed, email)) {
+        let (recipient, body) = match (email.recipient.parse(), mail::build(&self.account.sender, claimed, email)) {
             (Ok(recipient), Ok(body)) => (recipient, body),
             (Err(error), _) => return Receipt::Refused(format!("recipient: {error}")),
             (_, Err(error)) => return Receipt::Refused(format!("build the mail: {error}")),
@@ -172,7 +171,7 @@ impl Smtp {
         recipient: &Address,
         body: &[u8],
     ) -> Result<Response, Failure> {
-        let from: Option<Address> = self.account.from.parse().ok();
+        let from: Option<Address> = self.account.sender.from.parse().ok();
         let mut options = Vec::new();
         let international = |address: &Address| !address.to_string().is_ascii();
         if from.as_ref().is_some_and(international) || international(recipient) {

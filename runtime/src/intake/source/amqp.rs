@@ -303,9 +303,20 @@ fn received(message: lapin::message::Delivery) -> Received {
         routing_key: message.routing_key.to_string(),
         cc_routes: cc_routes(message.properties.headers().as_ref()),
         redelivered: message.redelivered,
+        hops: hops(message.properties.headers().as_ref()),
         body: message.data,
     };
     Received { delivery, settler: Settler::Amqp(Acker(message.acker)) }
+}
+
+/// How often a plugin has relayed it, by the header that the `amqp` sink writes.
+fn hops(headers: Option<&FieldTable>) -> u32 {
+    let hops = headers.and_then(|headers| headers.inner().get(HOPS_HEADER));
+    match hops {
+        Some(AMQPValue::LongInt(hops)) => u32::try_from(*hops).unwrap_or(0),
+        Some(AMQPValue::LongUInt(hops)) => *hops,
+        _ => 0,
+    }
 }
 
 /// The `CC` header's routes; what is no text in it is passed over.
@@ -326,6 +337,8 @@ fn pause(failures: u32) -> Duration {
     retry::jittered((SHORTEST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE))
 }
 
+/// Counts how often a message was relayed.
+pub const HOPS_HEADER: &str = "x-pulse-notifier-hops";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const HEARTBEAT_S: u16 = 30;
 const LOOK_EVERY: Duration = Duration::from_secs(15);

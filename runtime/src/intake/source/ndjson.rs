@@ -22,6 +22,8 @@ struct Line {
     #[serde(default)]
     redelivered: bool,
     #[serde(default)]
+    hops: u32,
+    #[serde(default)]
     task: Option<Box<RawValue>>,
 }
 
@@ -93,6 +95,7 @@ pub fn read_one(text: &str, tasks: &MemoryTasks) -> Result<Delivery, NotAnEvent>
         routing_key: line.routing_key,
         cc_routes: line.cc.unwrap_or_default(),
         redelivered: line.redelivered,
+        hops: line.hops,
         body: line.body.get().as_bytes().to_vec(),
     })
 }

@@ -10,7 +10,8 @@ impl Host for Guest {
         let Message { exchange, routing_key, content_type, body } = message;
         let request = AmqpRequest { exchange, routing_key, content_type, body };
         let (grant, about) = (&self.grant, &self.about);
-        let asked = self.record.ask(&self.origin, |index| grant::amqp::plan(grant, &self.origin, about, index, request));
+        let asked =
+            self.record.ask(&self.origin, |index| grant::amqp::plan(grant, &self.origin, about, index, request));
         Ok(asked.map_err(Into::into))
     }
 }

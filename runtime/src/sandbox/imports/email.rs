@@ -9,7 +9,8 @@ impl Host for Guest {
         self.record.call()?;
         let Mail { to, subject, text, html, thread } = mail;
         let request = MailRequest { to, subject, text, html, thread };
-        let asked = self.record.ask(&self.origin, |index| grant::email::plan(&self.grant, &self.origin, index, request));
+        let asked =
+            self.record.ask(&self.origin, |index| grant::email::plan(&self.grant, &self.origin, index, request));
         Ok(asked.map_err(Into::into))
     }
 }

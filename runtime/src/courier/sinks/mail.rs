@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use lettre::message::header::{Header, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message, MultiPart, MultiPartKind, SinglePart};
 
-use crate::config::SmtpAccount;
+use crate::config::Sender;
 use crate::effect::{Email, Hash};
 use crate::store::Claimed;
 
@@ -17,11 +17,11 @@ pub(super) enum BuildError {
     Mail(#[from] lettre::error::Error),
 }
 
-pub(super) fn build(account: &SmtpAccount, claimed: &Claimed, email: &Email) -> Result<Vec<u8>, BuildError> {
-    let domain = &account.threading_domain;
+pub(super) fn build(sender: &Sender, claimed: &Claimed, email: &Email) -> Result<Vec<u8>, BuildError> {
+    let domain = &sender.threading_domain;
     let asked_at = SystemTime::UNIX_EPOCH + Duration::from_millis(claimed.created_ms.unsigned_abs());
     let mut message = Message::builder()
-        .from(Mailbox::new(None, account.from.parse()?))
+        .from(Mailbox::new(None, sender.from.parse()?))
         .subject(&*email.subject)
         .date(asked_at)
         .message_id(Some(format!("<{}@{domain}>", claimed.call)))

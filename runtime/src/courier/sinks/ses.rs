@@ -1,0 +1,79 @@
+//! Mail by SES: one mail, one recipient, one call.
+
+use aws_sdk_ses::Client;
+use aws_sdk_ses::primitives::Blob;
+use aws_sdk_ses::types::RawMessage;
+
+use super::aws::{self, Meaning, Repeated};
+use super::mail;
+use crate::config::SesAccount;
+use crate::courier::Receipt;
+use crate::effect::Email;
+use crate::store::Claimed;
+
+/// Calls at the same time; SES allows an account a few mails a second to begin with, and says so when it is too fast.
+pub(super) const CALLS_MAX: usize = 8;
+
+/// One account at SES.
+pub struct Ses {
+    account: SesAccount,
+    client: Client,
+}
+
+impl Ses {
+    /// A client of this account. Nothing is connected yet.
+    pub async fn new(account: SesAccount) -> Self {
+        let client = Client::new(&aws::settings(&account.aws).await);
+        Self { account, client }
+    }
+
+    pub(super) async fn perform(&self, claimed: &Claimed, email: &Email) -> Receipt {
+        if !email.recipient.is_ascii() {
+            return Receipt::Permanent("SES takes no addresses outside ASCII".into());
+        }
+        let raw = match mail::build(&self.account.sender, claimed, email) {
+            Ok(body) => RawMessage::builder().data(Blob::new(body)).build(),
+            Err(error) => return Receipt::Refused(format!("build the mail: {error}")),
+        };
+        let raw = match raw {
+            Ok(raw) => raw,
+            Err(error) => return Receipt::Refused(format!("build the mail: {error}")),
+        };
+        let from = &self.account.sender.from;
+        let call = self.client.send_raw_email().source(from).destinations(&email.recipient).raw_message(raw);
+        match call.send().await {
+            Ok(sent) => Receipt::Delivered(format!("message {}", sent.message_id())),
+            Err(error) => aws::receipt(&error, Repeated::IsSeen, |code, message| meaning(code, message, from)),
+        }
+    }
+}
+
+fn meaning(code: &str, message: &str, from: &str) -> Meaning {
+    match code {
+        // Ours has to be verified by its owner; theirs has to be in an account that may only mail its own.
+        "MessageRejected" if message.contains("not verified") && message.contains(from) => Meaning::Suspended,
+        "MailFromDomainNotVerified" | "MailFromDomainNotVerifiedException" => Meaning::Suspended,
+        "AccountSendingPausedException" | "ConfigurationSetSendingPausedException" => Meaning::Suspended,
+        "MessageRejected" | "InvalidParameterValue" | "InvalidParameterCombination" | "ValidationError" => {
+            Meaning::Permanent
+        }
+        _ => Meaning::Transient,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_ours_that_is_not_verified_suspends_and_one_of_theirs_kills_its_own_mail() {
+        let says = |address: &str| {
+            let message =
+                format!("Email address is not verified. The following identities failed the check: {address}");
+            meaning("MessageRejected", &message, "ci@example.com")
+        };
+        assert_eq!(says("ci@example.com"), Meaning::Suspended);
+        assert_eq!(says("someone@example.org"), Meaning::Permanent);
+        assert_eq!(meaning("WhatIsThis", "", "ci@example.com"), Meaning::Transient);
+    }
+}
