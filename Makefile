@@ -23,9 +23,9 @@ test: test-tools guests test-guests ## Install what the tests need and run them 
 	cargo test
 	cargo clippy --all-targets -- --deny warnings
 
-bench: test-tools guests ## Measure, each figure as a ratio within one run
+bench: test-tools guests ## Measure, each figure as a ratio within one run; ONLY=ab for some of them
 	cargo build --release --package pulse-notifier
-	cargo bench --package end-to-end
+	cargo bench --package end-to-end -- $(ONLY)
 
 check: wasm-target ## Only what a compiler can say: formatting and lints
 	cargo fmt --all --check
