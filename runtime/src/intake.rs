@@ -82,7 +82,8 @@ impl Intake {
     /// One delivery, from the broker's hand to its ack. Without a durable outcome there is none.
     async fn take_in(&self, tenant: &str, received: Received) {
         let received_ms = now_ms();
-        let span = tracing::info_span!("delivery", tenant, exchange = %received.delivery.exchange.escape_debug());
+        // Of the highest level, so that whatever is logged within says what it is about.
+        let span = tracing::error_span!("delivery", tenant, exchange = %received.delivery.exchange.escape_debug());
         let decision =
             self.decide(tenant, Arc::new(received.delivery), received_ms, Basis::Delivery).instrument(span).await;
         match self.commit(decision).await {
@@ -216,7 +217,7 @@ impl Intake {
                     tenant.logs.as_ref(),
                     turn.generation,
                 );
-                let span = tracing::info_span!("invocation", task_id = %event.task_id, tenant = tenant.name, plugin);
+                let span = tracing::error_span!("invocation", task_id = %event.task_id, tenant = tenant.name, plugin);
                 let report = self.sandbox.invoke(&version, request).instrument(span.clone()).await;
                 span.in_scope(|| invocation::made(notification, turn, version.digest, report))
             }

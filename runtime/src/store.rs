@@ -9,7 +9,9 @@ mod sqlite;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
@@ -82,6 +84,7 @@ impl Store {
             path.filter(|path| !path.is_empty()).ok_or_else(|| StoreError::Address(without_password(address)))?;
         let path = PathBuf::from(path);
         let open = |source| StoreError::Open { path: path.clone(), source };
+        create_for_us_alone(&path).map_err(|error| open(error.into()))?;
         let mut connection = sqlite::connect(&path).await.map_err(open)?;
         sqlite::migrate(&mut connection).await.map_err(open)?;
         let reader =
@@ -263,6 +266,11 @@ impl Store {
 #[must_use]
 pub fn now_ms() -> i64 {
     Timestamp::now().as_millisecond()
+}
+
+/// It holds every mail: nobody else on this machine is to read it. What SQLite puts beside it takes after it.
+fn create_for_us_alone(path: &Path) -> std::io::Result<()> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
 }
 
 fn without_password(address: &str) -> String {

@@ -21,6 +21,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+/// The product's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// All of them, or those whose letters are given: `make bench ONLY=ab`.

@@ -138,11 +138,13 @@ impl<'a> Reader<'a> {
         for (plugin, own_text) in named {
             let subject = self.text(own_text, section, "subject").unwrap_or_else(|| self.fallback_subject());
             let message = self.text(own_text, section, "message").unwrap_or_else(|| self.fallback_message());
+            let subject = self.shortened("subject", one_line(&self.filled(&subject)), SUBJECT_BYTES_MAX);
+            let message = self.shortened("message", self.filled(&message).replace('\0', ""), MESSAGE_BYTES_MAX);
             self.wishes.notifications.push(Notification {
                 identity: identity.to_owned(),
                 plugin,
-                subject: one_line(&self.filled(&subject)),
-                message: self.filled(&message).replace('\0', ""),
+                subject,
+                message,
                 emails: emails.clone(),
                 nicks: nicks.clone(),
                 channels: channels.clone(),
@@ -210,6 +212,16 @@ impl<'a> Reader<'a> {
         None
     }
 
+    /// As much of a text as people can be told; whoever wants more follows the task's link.
+    fn shortened(&mut self, field: &str, mut text: String, bytes_max: usize) -> String {
+        if text.len() > bytes_max {
+            self.warn(format!("{field}: {} bytes, of which the first {bytes_max} are said", text.len()));
+            text.truncate(text.floor_char_boundary(bytes_max));
+            text.push_str("...");
+        }
+        text
+    }
+
     fn filled(&self, text: &str) -> String {
         text.replace("{task_id}", self.event.task_id.as_str())
     }
@@ -234,6 +246,10 @@ impl<'a> Reader<'a> {
 
 /// Entries of one list that count.
 const TEXTS_MAX: usize = 256;
+/// What a subject may have and still be one line of a mail's header.
+const SUBJECT_BYTES_MAX: usize = 800;
+/// What a message may have and still, escaped and beside its own plain text, be one effect.
+const MESSAGE_BYTES_MAX: usize = 32 << 10;
 /// Warnings about one event that are said.
 const WARNINGS_MAX: usize = 20;
 
@@ -282,6 +298,16 @@ mod tests {
 
     fn said(wishes: &Wishes) -> Vec<(&str, &str)> {
         wishes.notifications.iter().map(|n| (n.identity.as_str(), n.plugin.as_str())).collect()
+    }
+
+    #[test]
+    fn a_text_too_long_for_people_is_shortened_and_a_warning_says_so() {
+        let wishes =
+            of_section(json!({"plugins": ["smtp"], "subject": "ü".repeat(5_000), "message": "x".repeat(100_000)}));
+        let notification = &wishes.notifications[0];
+        assert_eq!(notification.subject, "ü".repeat(400) + "...");
+        assert_eq!(notification.message.len(), (32 << 10) + 3);
+        assert_eq!(wishes.warnings.len(), 2, "{:?}", wishes.warnings);
     }
 
     #[test]

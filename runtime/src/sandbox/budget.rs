@@ -21,11 +21,11 @@ pub struct Limits {
     pub memory_bytes_max: usize,
     /// Table elements, all tables together.
     pub table_elements_max: usize,
-    /// Effects, each recipient of a mail counting as one.
+    /// Effects asked for; a mail is one, however many recipients it has.
     pub effects_max: usize,
     /// One effect.
     pub effect_bytes_max: usize,
-    /// All effects together.
+    /// All effects together, each recipient's copy of a mail counted.
     pub effects_bytes_max: usize,
     /// Calls of host functions.
     pub host_calls_max: u32,
@@ -46,7 +46,7 @@ impl Default for Limits {
             table_elements_max: 20_000,
             effects_max: 64,
             effect_bytes_max: 256 << 10,
-            effects_bytes_max: 1 << 20,
+            effects_bytes_max: 8 << 20,
             host_calls_max: 1_000,
             host_call_bytes_max: 1 << 20,
             log_bytes_max: 64 << 10,

@@ -76,6 +76,8 @@ pub(super) struct Record {
 struct Done {
     plan: Plan,
     effects_bytes: usize,
+    /// Calls that were accepted.
+    accepted: usize,
     calls: u32,
     /// Calls that asked for effects.
     asks: u32,
@@ -123,6 +125,7 @@ impl Record {
         match asked {
             Ok((planned, bytes)) => {
                 done.effects_bytes += bytes;
+                done.accepted += 1;
                 done.plan.effects.extend(planned);
                 Ok(origin.call(index).to_string())
             }
@@ -137,7 +140,7 @@ impl Record {
 
     fn within_limits(&self, done: &Done, planned: Vec<Planned>) -> Result<(Vec<Planned>, usize), Refusal> {
         let limits = self.limits;
-        if done.plan.effects.len() + planned.len() > limits.effects_max {
+        if done.accepted >= limits.effects_max {
             return Err(Refusal::OverLimit(format!("more than {} effects", limits.effects_max)));
         }
         if planned.iter().any(|planned| planned.effect.bytes() > limits.effect_bytes_max) {

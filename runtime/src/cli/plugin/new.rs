@@ -120,7 +120,7 @@ fn case(name: &str, capabilities: &[Capability]) -> anyhow::Result<Case> {
         "body": {"runId": 0, "status": {"taskId": TASK, "taskGroupId": GROUP,
             "runs": [{"runId": 0, "state": "failed", "resolved": "2026-11-02T09:40:00.000Z"}]}},
         "task": {"metadata": {"name": "build"}, "extra": {"notifications": {"task-failed": {
-            "plugins": [stem(name)], "emails": ["sheriffs@example.com"],
+            "plugins": [stem(name)], "emails": ["sheriffs@example.com"], "channels": [capability::CHANNEL],
             "subject": "The build failed", "message": "{task_id} failed. Please have a look."}}}},
     });
     // One level deeper, as it stands in the case's file.

@@ -85,7 +85,7 @@ impl Connection {
                 lost = listen(&mut self.session) => {
                     tracing::warn!(host = self.account.host, %lost, "the IRC connection is lost");
                     if let Some(session) = self.session.take() {
-                        self.part_with(session);
+                        drop(self.part_with(session));
                     }
                 }
             }
@@ -112,7 +112,7 @@ impl Connection {
                 receipt
             }
             Err(receipt) => {
-                self.part_with(session);
+                self.part_with(session).quit().await;
                 receipt
             }
         }
@@ -128,10 +128,11 @@ impl Connection {
         connected
     }
 
-    fn part_with(&mut self, session: Session) {
+    fn part_with(&mut self, session: Session) -> Session {
         if session.age() >= OF_USE_AFTER {
             self.attempts = 0;
         }
+        session
     }
 }
 
@@ -230,6 +231,7 @@ mod tests {
             server.welcome("pulse").await;
             server.expect("JOIN #ci").await;
             server.say(&[":irc.test 473 pulse #ci :Invited users only"]).await;
+            server.answer_ping().await;
             server
         };
         let effect = hello();
@@ -248,7 +250,7 @@ mod tests {
             let (_server, stream) = Server::pair(64);
             let session = Session::over(stream);
             tokio::time::advance(Duration::from_secs(age_s)).await;
-            connection.part_with(session);
+            drop(connection.part_with(session));
             assert_eq!(connection.attempts, attempts, "{age_s} s");
         }
     }

@@ -35,17 +35,23 @@ pub(super) fn build(sender: &Sender, claimed: &Claimed, email: &Email) -> Result
         let thread = format!("<{thread}@{domain}>");
         message = message.in_reply_to(thread.clone()).references(thread);
     }
-    let text = SinglePart::plain(email.text.to_string());
+    let text = SinglePart::plain(with_plain_ends(&email.text));
     let message = match &email.html {
         Some(html) => {
             // Made of the parts themselves, so that no part can hold it; drawn at random it would change each time.
             let boundary = Hash::of([email.text.as_bytes(), html.as_bytes()]);
             let parts = MultiPart::builder().kind(MultiPartKind::Alternative).boundary(boundary.to_string());
-            message.multipart(parts.singlepart(text).singlepart(SinglePart::html(html.to_string())))
+            message.multipart(parts.singlepart(text).singlepart(SinglePart::html(with_plain_ends(html))))
         }
         None => message.singlepart(text),
     };
     Ok(message?.formatted())
+}
+
+/// A text whose lines all end in LF, which become CR LF: alone, a CR is a line's end to some servers and not to others,
+/// and what follows it could pass for a command.
+fn with_plain_ends(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// `X-Pulse-Notifier-Effect`: the effect's id, by which a repeated mail can be told.
@@ -81,5 +87,38 @@ impl Header for AutoSubmitted {
 
     fn display(&self) -> HeaderValue {
         HeaderValue::new(Self::name(), "auto-generated".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_carriage_return_stands_alone_on_the_wire() {
+        let email = Email {
+            account: "smtp".into(),
+            recipient: "a@example.com".into(),
+            to: ["a@example.com".into()].into(),
+            subject: "s".into(),
+            text: "A\r.\r\nMAIL FROM:<evil@example.org>\r\r\n.\rB".into(),
+            html: Some("a\rb".into()),
+            thread: None,
+        };
+        let claimed = Claimed {
+            seq: 1,
+            id: Hash::of_bytes(b"id"),
+            call: Hash::of_bytes(b"call"),
+            tenant: "t".into(),
+            plugin: "p".into(),
+            attempt: 1,
+            failures: 0,
+            in_doubt: 0,
+            created_ms: 0,
+            effect: crate::effect::Effect::Email(email.clone()),
+        };
+        let sender = Sender { from: "ci@example.com".into(), threading_domain: "example.com".into() };
+        let mail = String::from_utf8(build(&sender, &claimed, &email).unwrap()).unwrap();
+        assert!(!mail.replace("\r\n", "").contains(['\r', '\n']), "{mail:?}");
     }
 }

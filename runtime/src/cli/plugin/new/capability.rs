@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{GROUP, TASK};
 use crate::config::default_root;
-use crate::effect::{Effect, Email};
+use crate::effect::{Effect, Email, Irc};
 
 /// What a new plugin can be made to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,18 +12,20 @@ pub(super) enum Capability {
     Settings,
     Taskcluster,
     Email,
+    Irc,
     Log,
 }
 
 impl Capability {
     /// All of them, in the order in which a plugin's source uses them.
-    pub(super) const ALL: [Self; 4] = [Self::Settings, Self::Taskcluster, Self::Email, Self::Log];
+    pub(super) const ALL: [Self; 5] = [Self::Settings, Self::Taskcluster, Self::Email, Self::Irc, Self::Log];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Settings => "settings",
             Self::Taskcluster => "taskcluster",
             Self::Email => "email",
+            Self::Irc => "irc",
             Self::Log => "log",
         }
     }
@@ -34,6 +36,7 @@ impl Capability {
             Self::Settings => &["settings"],
             Self::Taskcluster => &["Failure", "taskcluster"],
             Self::Email => &["Mail"],
+            Self::Irc => &["irc"],
             Self::Log => &["log"],
         }
     }
@@ -68,6 +71,12 @@ impl Capability {
     }
 "
             }
+            Self::Irc => {
+                "    for channel in &wanted.channels {
+        irc::say(channel, irc::lines(&text))?;
+    }
+"
+            }
             Self::Log => "    log::info(&text);\n",
         }
     }
@@ -80,7 +89,7 @@ pub(super) fn source(capabilities: &[Capability]) -> String {
     // As rustfmt orders them: types, then the rest.
     imports.sort_by_key(|name| (name.starts_with(char::is_lowercase), *name));
     let changes = capabilities.iter().any(|one| matches!(one, Capability::Settings | Capability::Taskcluster));
-    let uses = capabilities.iter().any(|one| matches!(one, Capability::Email | Capability::Log));
+    let uses = capabilities.iter().any(|one| matches!(one, Capability::Email | Capability::Irc | Capability::Log));
     format!(
         "//! Says what a task wants said: its message and where to look at it.
 
@@ -119,7 +128,10 @@ pub(super) fn effects(capabilities: &[Capability]) -> impl Iterator<Item = Effec
         html: None,
         thread: Some(GROUP.into()),
     });
-    capabilities.contains(&Capability::Email).then_some(mail).into_iter()
+    let lines = text(capabilities).lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let said = Effect::Irc(Irc { account: "trial".into(), channel: CHANNEL.into(), lines });
+    let mail = capabilities.contains(&Capability::Email).then_some(mail);
+    mail.into_iter().chain(capabilities.contains(&Capability::Irc).then_some(said))
 }
 
 /// What is logged, in the sample.
@@ -134,4 +146,6 @@ fn text(capabilities: &[Capability]) -> String {
     format!("{TASK} failed. Please have a look.\n\n{}tasks/{TASK}\n{signed}", default_root())
 }
 
+/// The channel that the sample's task names.
+pub(super) const CHANNEL: &str = "#builds";
 const SIGNATURE: &str = "Your sheriffs";

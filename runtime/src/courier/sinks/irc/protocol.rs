@@ -38,6 +38,18 @@ pub(super) fn folded(channel: &str) -> String {
     channel.to_ascii_lowercase()
 }
 
+/// Whether a server may mean this channel by that name. To some, `{}|^` are the small letters of `[]\~` (RFC 1459).
+pub(super) fn is_same(channel: &str, named: &str) -> bool {
+    let smallest = |byte: u8| match byte {
+        b'[' => b'{',
+        b']' => b'}',
+        b'\\' => b'|',
+        b'~' => b'^',
+        other => other.to_ascii_lowercase(),
+    };
+    channel.bytes().map(smallest).eq(named.bytes().map(smallest))
+}
+
 /// The code of a numeric reply and its parameters.
 pub(super) fn numeric(message: &Message) -> Option<(u16, &[String])> {
     match &message.command {
@@ -65,7 +77,7 @@ pub(super) fn answer_to_nick(message: &Message) -> Option<Nick> {
 pub(super) fn answer_to_join(message: &Message, nick: &str, channel: &str) -> Option<Result<Shown, (u16, String)>> {
     match (&message.command, &message.prefix) {
         (Command::JOIN(joined, ..), Some(Prefix::Nickname(name, user, host))) => {
-            let is_ours = name == nick && folded(joined) == folded(channel);
+            let is_ours = name == nick && is_same(joined, channel);
             is_ours.then_some(Ok(Shown { user_bytes: user.len(), host_bytes: host.len() }))
         }
         _ => error_about(message, channel).map(Err),
@@ -75,7 +87,7 @@ pub(super) fn answer_to_join(message: &Message, nick: &str, channel: &str) -> Op
 /// What the server has against something about this channel, known to us or not: its code and its words.
 pub(super) fn error_about(message: &Message, channel: &str) -> Option<(u16, String)> {
     let (code, parameters) = numeric(message)?;
-    let is_about = parameters.iter().any(|parameter| folded(parameter) == folded(channel));
+    let is_about = parameters.iter().any(|parameter| is_same(parameter, channel));
     (is_error(code) && is_about).then(|| (code, words(parameters)))
 }
 
@@ -139,6 +151,12 @@ const WORDS_CHARS_MAX: usize = 200;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_channel_is_known_under_any_spelling_a_server_may_give_it() {
+        assert!(is_same("#CI[a]\\~", "#ci{A}|^"));
+        assert!(!is_same("#ci", "#ci2"));
+    }
 
     fn message(text: &str) -> Message {
         text.parse().unwrap()

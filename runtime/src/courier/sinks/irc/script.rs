@@ -60,6 +60,7 @@ impl Server {
     pub(super) async fn let_in(&mut self, nick: &str, channel: &str) {
         self.expect(&format!("JOIN {channel}")).await;
         self.say(&[&format!(":{nick}!~{nick}@host JOIN :{channel}")]).await;
+        self.answer_ping().await;
     }
 
     /// Answers the client's next question whether we are there.

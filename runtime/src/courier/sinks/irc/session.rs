@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, Framed};
 
 use super::protocol::{
-    HOST_SHOWN, Nick, Shown, answer_to_join, answer_to_nick, cut, error_about, folded, is_pong, nicks, not_let_in,
-    numeric, printable, room,
+    HOST_SHOWN, Nick, Shown, answer_to_join, answer_to_nick, cut, error_about, folded, is_pong, is_same, nicks,
+    not_let_in, numeric, printable, room,
 };
 use super::throttle::Throttle;
 use crate::config::IrcAccount;
@@ -83,7 +83,7 @@ impl Session {
             Ok(Ok(())) => Ok(session),
             Ok(Err(receipt)) => Err(receipt),
             // Before it knows us, a server ends the connection for who we are: a password, a ban.
-            Err(Lost::Ended(why)) => Err(Receipt::Suspended(format!("register: {why}"))),
+            Err(Lost::Ended(why)) => Err(Receipt::Suspended(format!("register: {}", without_password(&why, account)))),
             Err(Lost::Silent(why)) => Err(Receipt::Transient(format!("register: {why}"))),
         }
     }
@@ -119,7 +119,7 @@ impl Session {
                 // One that we made up ourselves is no reason to give up.
                 Some(Nick::Erroneous(_)) if nick != account.nick => {}
                 Some(Nick::Erroneous(why) | Nick::TurnedAway(why)) => {
-                    return Ok(Err(Receipt::Suspended(format!("register: {why}"))));
+                    return Ok(Err(Receipt::Suspended(format!("register: {}", without_password(&why, account)))));
                 }
                 None => return Err(no_answer("registration", REGISTER)),
             }
@@ -159,15 +159,16 @@ impl Session {
         }
         self.listen(throttle.next(Instant::now()), |_| None::<()>).await?;
         self.send(&format!("JOIN {channel}")).await?;
-        let nick = self.nick.clone();
-        let answer = self.listen(Instant::now() + ANSWER, |message| answer_to_join(message, &nick, channel)).await?;
-        match answer.ok_or_else(|| no_answer("JOIN", ANSWER))? {
-            Ok(shown) => {
+        let (nick, mut answer) = (self.nick.clone(), None);
+        self.fence(|message| answer = answer.take().or_else(|| answer_to_join(message, &nick, channel))).await?;
+        match answer {
+            Some(Ok(shown)) => {
                 self.shown = shown;
                 self.joined.insert(folded(channel));
                 Ok(None)
             }
-            Err(refused) => Ok(Some(refused)),
+            Some(Err(refused)) => Ok(Some(refused)),
+            None => Ok(Some((NO_CODE, "the server says nothing to it".into()))),
         }
     }
 
@@ -274,8 +275,8 @@ impl Session {
             match &message.command {
                 Command::PING(token, _) => self.send(&format!("PONG :{token}")).await?,
                 Command::ERROR(why) => return Err(Lost::Ended(printable(why))),
-                Command::KICK(channel, nick, _) if *nick == self.nick => _ = self.joined.remove(&folded(channel)),
-                Command::PART(channel, _) if self.is_from_us(&message) => _ = self.joined.remove(&folded(channel)),
+                Command::KICK(channel, nick, _) if *nick == self.nick => self.is_out_of(channel),
+                Command::PART(channel, _) if self.is_from_us(&message) => self.is_out_of(channel),
                 Command::NICK(nick) if self.is_from_us(&message) => self.nick.clone_from(nick),
                 _ => {
                     if let Some((HOST_SHOWN, [_, host, ..])) = numeric(&message) {
@@ -285,6 +286,10 @@ impl Session {
             }
             return Ok(message);
         }
+    }
+
+    fn is_out_of(&mut self, channel: &str) {
+        self.joined.retain(|joined| !is_same(joined, channel));
     }
 
     fn is_from_us(&self, message: &Message) -> bool {
@@ -324,10 +329,20 @@ async fn step<T>(name: &str, doing: impl Future<Output = io::Result<T>>) -> Resu
     }
 }
 
+/// What a server says at the door may repeat what it was told.
+fn without_password(words: &str, account: &IrcAccount) -> String {
+    match &account.password {
+        Some(password) => words.replace(password.expose(), "…"),
+        None => words.to_owned(),
+    }
+}
+
 fn no_answer(what: &str, limit: Duration) -> Lost {
     Lost::Silent(format!("no answer to {what} within {} s", limit.as_secs()))
 }
 
+/// Not an answer of the server's.
+const NO_CODE: u16 = 0;
 /// Servers may put tags before a message (IRCv3).
 const INCOMING_BYTES_MAX: usize = 16 << 10;
 const ANSWER: Duration = Duration::from_secs(20);
@@ -450,6 +465,7 @@ mod tests {
             let script = async {
                 server.expect("JOIN #ci").await;
                 server.say(&[&format!(":irc.test {code} pulse #ci :no")]).await;
+                server.answer_ping().await;
             };
             let (effect, mut throttle) = (lines(&["a"]), unhurried());
             let (said, ()) = tokio::join!(session.say(&mut throttle, &effect), script);
@@ -463,6 +479,26 @@ mod tests {
             assert_eq!(said, expected, "{code}");
             assert!(session.joined.is_empty(), "{code}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_join_that_is_not_answered_costs_nobody_anything() {
+        let (mut session, mut server) = session();
+        let began = Instant::now();
+        let script = async {
+            server.expect("JOIN #ci").await;
+            server.answer_ping().await;
+        };
+        let (effect, mut throttle) = (lines(&["a"]), unhurried());
+        let (said, ()) = tokio::join!(session.say(&mut throttle, &effect), script);
+        assert!(matches!(said, Ok(Receipt::Transient(_))), "{said:?}");
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_password_that_the_server_repeats_is_not_passed_on() {
+        let account = IrcAccount { password: Some(Secret::new("open sesame".into())), ..account("pulse") };
+        assert_eq!(without_password("Wrong password: open sesame", &account), "Wrong password: …");
     }
 
     #[tokio::test(start_paused = true)]
@@ -553,7 +589,7 @@ mod tests {
                 let why = "before the first line: no answer to PING within 20 s";
                 assert_eq!(said, Err(Receipt::Transient(why.into())));
                 drop(session);
-                server.expect("PING :pulse-1").await;
+                server.expect("PING :pulse-2").await;
                 assert_eq!(server.hear().await, None);
             }
         }
@@ -603,6 +639,7 @@ mod tests {
         let script = async {
             server.expect("JOIN #ci").await;
             server.say(&[&format!(":pulse!~pulse@{host} JOIN :#ci")]).await;
+            server.answer_ping().await;
             let shown = format!(":irc.test 396 pulse {longer_host} :is now your displayed host");
             server.say(&[&shown, ":pulse!~pulse@x NICK :pulse-with-a-longer-nick"]).await;
             let prefix = format!(":pulse-with-a-longer-nick!~pulse@{longer_host} ");
@@ -610,7 +647,7 @@ mod tests {
             loop {
                 let heard = server.hear().await.unwrap();
                 let Some(piece) = heard.strip_prefix("PRIVMSG #ci :") else {
-                    assert_eq!(heard, "PING :pulse-1");
+                    assert_eq!(heard, "PING :pulse-2");
                     server.say(&["PONG :pulse-1"]).await;
                     break whole;
                 };
