@@ -49,7 +49,7 @@ wasm-target:
 	@rustup target list --installed | grep -qx $(WASM_TARGET) || rustup target add $(WASM_TARGET)
 
 # The real servers that tests start for themselves, and promtool: from Debian; an SMTP server: from PyPI.
-DEBIAN_PACKAGES := rabbitmq-server prometheus ngircd
+DEBIAN_PACKAGES := rabbitmq-server prometheus ngircd influxdb
 test-tools:
 	@dpkg --status $(DEBIAN_PACKAGES) > /dev/null 2>&1 || { \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \

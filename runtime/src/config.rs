@@ -35,6 +35,8 @@ pub struct Config {
     pub tenants: Vec<Tenant>,
     /// Where health and metrics are served; nowhere when there is no address.
     pub admin: Option<SocketAddr>,
+    /// Where timings go; nowhere when there is no account.
+    pub influx: Option<InfluxAccount>,
     /// How long shutting down may take.
     pub drain: Duration,
     /// For how long a repeated event is recognised.
@@ -154,6 +156,17 @@ pub enum SmtpSecurity {
     Tls,
     /// It is not.
     None,
+}
+
+/// A database of InfluxDB 1, and who we are there.
+#[derive(Clone, Debug)]
+pub struct InfluxAccount {
+    /// Its address.
+    pub url: Url,
+    /// The database.
+    pub database: String,
+    /// User and password, when it wants any.
+    pub login: Option<(String, Secret)>,
 }
 
 /// An IRC server, and who we are there.

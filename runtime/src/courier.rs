@@ -7,7 +7,7 @@ pub mod sinks;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::retry;
 use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
 use crate::tenant::Tenant;
+use crate::timing::Timing;
 use sinks::Sink;
 
 /// The world's answer to one attempt.
@@ -75,6 +76,8 @@ pub struct Courier {
     pub keep: Duration,
     /// Counts what happens.
     pub metrics: Arc<Metrics>,
+    /// Notes how long it takes.
+    pub timing: Timing,
     /// The rows of what is being performed, whose leases are kept.
     pub in_flight: Mutex<HashSet<i64>>,
 }
@@ -144,10 +147,12 @@ impl Courier {
     }
 
     async fn attempt(&self, sink: &Sink, claimed: Claimed) {
+        let began = Instant::now();
         let receipt = match self.still_granted(&claimed) {
             Err(why) => Receipt::Refused(why),
             Ok(()) => sink.perform(&claimed).await,
         };
+        self.timing.took(&claimed.plugin, began.elapsed());
         let next = next(&receipt, &claimed);
         say(&claimed, &receipt, &next);
         self.metrics.attempt(claimed.effect.capability(), receipt.kind());

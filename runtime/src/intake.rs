@@ -12,7 +12,7 @@ pub mod task;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -29,6 +29,7 @@ use crate::store::{
     Basis, DeadDelivery, DueRetry, Fate, Invocation, Outcome, Retried, Settled, Store, StoreError, Verdict, now_ms,
 };
 use crate::tenant::Tenant;
+use crate::timing::{self, Timing};
 use event::{Delivery, Event};
 use invocation::Turn;
 use notification::Notification;
@@ -49,6 +50,8 @@ pub struct Intake {
     pub store: Store,
     /// Counts what happens.
     pub metrics: Arc<Metrics>,
+    /// Notes how long it takes.
+    pub timing: Timing,
     /// Bounds what is in hand.
     pub in_hand: Arc<Semaphore>,
 }
@@ -81,7 +84,7 @@ impl Intake {
 
     /// One delivery, from the broker's hand to its ack. Without a durable outcome there is none.
     async fn take_in(&self, tenant: &str, received: Received) {
-        let received_ms = now_ms();
+        let (received_ms, began) = (now_ms(), Instant::now());
         // Of the highest level, so that whatever is logged within says what it is about.
         let span = tracing::error_span!("delivery", tenant, exchange = %received.delivery.exchange.escape_debug());
         let decision =
@@ -90,6 +93,7 @@ impl Intake {
             Ok(outcome) => {
                 received.settler.ack().await;
                 self.metrics.delivery(tenant, outcome);
+                self.timing.took(timing::CONSUMER, began.elapsed());
             }
             Err(error) => tracing::error!(%error, "a delivery has no durable outcome and is not acked"),
         }

@@ -39,5 +39,6 @@ pub mod service;
 pub mod store;
 pub mod task_id;
 pub mod tenant;
+pub mod timing;
 mod tls;
 pub mod trial;

@@ -28,6 +28,7 @@ use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
 use crate::tenant::Tenant;
+use crate::timing::Timing;
 
 /// Both halves, running.
 pub struct Service {
@@ -74,6 +75,8 @@ pub struct Parts {
     pub keep: Duration,
     /// Counts what happens.
     pub metrics: Arc<Metrics>,
+    /// Notes how long it takes.
+    pub timing: Timing,
 }
 
 impl Service {
@@ -94,6 +97,7 @@ impl Service {
             owner: Courier::new_owner(),
             keep: parts.keep,
             metrics: Arc::clone(&parts.metrics),
+            timing: parts.timing.clone(),
             in_flight: Mutex::default(),
         });
         courier.start(&stop_courier, &parts.ended, &attempts);
@@ -106,6 +110,7 @@ impl Service {
             sandbox: parts.sandbox,
             store: store.clone(),
             metrics: parts.metrics,
+            timing: parts.timing,
             in_hand: Arc::new(Semaphore::new(Intake::IN_HAND_MAX.into())),
         });
         let (stop_intake, handlers) = (CancellationToken::new(), TaskTracker::new());

@@ -28,6 +28,7 @@ use crate::sandbox::{Limits, Sandbox};
 use crate::service::{Parts, Service};
 use crate::store::Store;
 use crate::tenant::{PluginTerms, Queue, QueueKind, Tenant};
+use crate::timing::Timing;
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -84,7 +85,19 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
     let store = format!("sqlite:{database}");
     let metrics = Arc::new(Metrics::new().context("name the figures")?);
     let (connections, ended) = (TaskTracker::new(), CancellationToken::new());
-    let parts = Parts { store, tenants, tasks, sandbox, registry, sinks, connections, ended, keep, metrics };
+    let parts = Parts {
+        store,
+        tenants,
+        tasks,
+        sandbox,
+        registry,
+        sinks,
+        connections,
+        ended,
+        keep,
+        metrics,
+        timing: Timing::default(),
+    };
     Service::start(parts).await.context("start")
 }
 

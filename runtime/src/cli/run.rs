@@ -1,6 +1,7 @@
 //! `run`: the service, until it is told to stop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -15,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::service::{Parts, Service, sinks};
+use crate::timing::Timing;
 
 pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
     let config = Config::from_environment(environment)?;
@@ -34,6 +36,11 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
         tracing::info!(tenant, plugin = %version.name, digest = %version.digest, "plugin live");
     }
     let tasks = HttpTasks::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
+    let timings = TaskTracker::new();
+    let timing = match config.influx.clone() {
+        Some(account) => Timing::start(account, &timings).context("start the InfluxDB client")?,
+        None => Timing::default(),
+    };
     let (connections, ended) = (TaskTracker::new(), CancellationToken::new());
     let parts = Parts {
         store: config.store.clone(),
@@ -46,6 +53,7 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
         ended,
         keep: config.keep,
         metrics: Arc::new(Metrics::new().context("name the figures")?),
+        timing,
     };
     let service = Service::start(parts).await.context("start")?;
     let consuming = service.consume(&config);
@@ -59,11 +67,18 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
     }
     tracing::info!(limit_s = config.drain.as_secs(), "stopping: a second signal leaves at once");
     tokio::select! {
-        () = service.drain(config.drain) => tracing::info!("stopped"),
+        () = service.drain(config.drain) => {
+            timings.close();
+            drop(tokio::time::timeout(TIMINGS_LIMIT, timings.wait()).await);
+            tracing::info!("stopped");
+        }
         () = signals.next() => tracing::warn!("leaving at once: what was in hand is delivered again"),
     }
     Ok(())
 }
+
+/// For the last points.
+const TIMINGS_LIMIT: Duration = Duration::from_secs(2);
 
 /// The signals that ask to stop.
 pub(super) struct Signals {

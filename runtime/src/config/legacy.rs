@@ -12,8 +12,8 @@ use url::Url;
 
 use super::environment::{Environment, Reader, truth};
 use super::{
-    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, IrcAccount, S3Account, Secret, Sender, SesAccount,
-    SmtpAccount, SmtpSecurity, default_plugins, read_file,
+    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, InfluxAccount, IrcAccount, S3Account, Secret,
+    Sender, SesAccount, SmtpAccount, SmtpSecurity, default_plugins, read_file,
 };
 use crate::effect::destination;
 use crate::grant::{self, AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, SnsGrant};
@@ -58,6 +58,7 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         broker,
         tenants: vec![tenant],
         admin: admin(&reader),
+        influx: influx(&reader),
         drain: Duration::from_secs(reader.parsed("PN_DRAIN_SECONDS", "a number of seconds", 30)),
         keep: Duration::from_secs(
             60 * 60 * 24 * reader.parsed("PN_KEEP_DAYS", "a number of days", 30_u64).clamp(1, 10_000),
@@ -95,6 +96,26 @@ fn admin(reader: &Reader<'_>) -> Option<SocketAddr> {
         Some(text) if text.eq_ignore_ascii_case("none") => None,
         _ => Some(reader.parsed("PN_ADMIN", "an address such as 127.0.0.1:8787, or none", default)),
     }
+}
+
+/// `INFLUXDB_RECORD` or, older, `FLUX_RECORD` switch it; without either it is on when there is a host.
+fn influx(reader: &Reader<'_>) -> Option<InfluxAccount> {
+    let (host, database) = (reader.text("INFLUXDB_HOST"), reader.text("INFLUXDB_NAME"));
+    let (user, password) = (reader.text("INFLUXDB_USER"), reader.text("INFLUXDB_PASSWORD"));
+    let switch = ["INFLUXDB_RECORD", "FLUX_RECORD"].into_iter().find(|name| reader.text(name).is_some());
+    if !switch.map_or(host.is_some(), |name| reader.truth(name, false)) {
+        return None;
+    }
+    let host = host.unwrap_or_else(|| reader.required("INFLUXDB_HOST", "the InfluxDB server"));
+    let database = database.unwrap_or_else(|| reader.required("INFLUXDB_NAME", "the name of the database"));
+    let port = if host.contains(':') { "" } else { ":8086" };
+    let url = if host.contains("://") { host.to_owned() } else { format!("http://{host}{port}") };
+    let url = Url::parse(&url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    if url.is_none() && !host.is_empty() {
+        reader.problem("INFLUXDB_HOST", "expected a host, host:port or http URL");
+    }
+    let login = user.map(|user| (user.to_owned(), Secret::new(password.unwrap_or_default().to_owned())));
+    Some(InfluxAccount { url: url?, database: database.to_owned(), login })
 }
 
 fn broker(reader: &Reader<'_>) -> Broker {
