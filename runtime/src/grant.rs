@@ -145,11 +145,11 @@ const FREE: [&str; 4] = ["types", "taskcluster", "settings", "log"];
 const CONTENT_TYPE_BYTES_MAX: usize = 100;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::effect::{Hash, Origin};
 
-    pub(super) fn origin() -> Origin {
+    pub(crate) fn origin() -> Origin {
         let event = Hash::of_bytes(b"event");
         Origin { event, generation: 0, identity: "default".into(), plugin: "plugin".into() }
     }
@@ -159,6 +159,67 @@ mod tests {
             task_id: TaskId::new("A35mWTRuQmyj88yMnIF0fA").unwrap(),
             hops: 0,
             log_addresses: vec!["https://logs.example.com/0".into()],
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(crate::hostile::thousands())]
+
+        #[test]
+        fn whatever_a_guest_asks_for_no_effect_can_break_out_of_its_place(
+            one in crate::hostile::text(),
+            other in crate::hostile::text(),
+            more in proptest::collection::vec(crate::hostile::text(), 0..4),
+            hops in 0_u32..5,
+        ) {
+            let (grant, origin) = (Grant::towards(&["*".into()]), origin());
+            let about = About { hops, ..about() };
+            let mail = MailRequest {
+                to: more.clone(),
+                subject: one.clone(),
+                text: other.clone(),
+                html: Some(other.clone()),
+                thread: Some(one.clone()),
+            };
+            let asked = [
+                email::plan(&grant, &origin, 0, mail.clone()),
+                email::plan(&grant, &origin, 1, MailRequest { thread: None, ..mail }),
+                irc::plan(&grant, &origin, 2, IrcRequest { channel: one.clone(), lines: more.clone() }),
+                irc::plan(&grant, &origin, 3, IrcRequest { channel: "#ci".into(), lines: more.clone() }),
+                sns::plan(&grant, &origin, 4, SnsRequest {
+                    topic: format!("arn:aws:sns:us-east-1:123456789012:{one}"),
+                    subject: Some(other.clone()),
+                    text: one.clone(),
+                }),
+                s3::plan(&grant, &origin, &about, 5, S3Request {
+                    key: one.clone(),
+                    content_type: format!("text/{other}"),
+                    body: S3RequestBody::GzippedArtifact { run_id: 0, name: other.clone() },
+                }),
+                amqp::plan(&grant, &origin, &about, 6, AmqpRequest {
+                    exchange: one.clone(),
+                    routing_key: other.clone(),
+                    content_type: format!("text/{one}"),
+                    body: other.into_bytes(),
+                }),
+            ];
+            for planned in asked.into_iter().flatten().flatten().filter(|planned| planned.refused.is_none()) {
+                let recipient = planned.effect.recipient();
+                proptest::prop_assert!(!recipient.is_empty() && !recipient.contains(char::is_control), "{recipient:?}");
+                let lines: Vec<&str> = match &planned.effect {
+                    Effect::Email(mail) => vec![&mail.subject],
+                    Effect::Irc(irc) => irc.lines.iter().map(|line| line.trim_matches(|c| c != '\r' && c != '\n' && c != '\0' && c != '\u{1}')).collect(),
+                    Effect::Sns(sns) => sns.subject.as_deref().into_iter().collect(),
+                    Effect::S3(s3) => vec![&s3.content_type],
+                    Effect::Amqp(amqp) => vec![&amqp.routing_key, &amqp.content_type],
+                };
+                for line in lines {
+                    proptest::prop_assert!(!line.contains(char::is_control), "{line:?}");
+                }
+                let kept = serde_json::to_vec(&planned.effect).unwrap();
+                proptest::prop_assert_eq!(serde_json::from_slice::<Effect>(&kept).unwrap(), planned.effect.clone());
+                proptest::prop_assert!(grant.allows(&planned.effect).is_ok());
+            }
         }
     }
 }

@@ -30,6 +30,8 @@ pub mod config;
 pub mod courier;
 pub mod effect;
 pub mod grant;
+#[cfg(test)]
+mod hostile;
 pub mod intake;
 pub mod metrics;
 pub mod registry;

@@ -56,7 +56,8 @@ async fn nothing_is_recorded_when_the_predecessors_switch_is_off() -> Result<()>
     service.wait_for_output("consuming", SOON).await?;
     world.publish(&world.failed_task(&mail_to("a@example.com")).1).await?;
     wait::until("the mail is there", SOON, async || Ok(world.smtp.mails()?.len() == 1)).await?;
-    service.stop().await?;
+    service.terminate()?;
+    service.wait_exit(SOON).await?;
     assert!(!service.output().contains("InfluxDB"), "{}", service.output());
     Ok(())
 }

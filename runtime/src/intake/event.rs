@@ -243,4 +243,25 @@ mod tests {
             assert_eq!(serde_json::from_slice::<Delivery>(&stored).unwrap(), delivery);
         }
     }
+
+    proptest::proptest! {
+        #![proptest_config(crate::hostile::thousands())]
+
+        #[test]
+        fn whatever_a_body_holds_an_event_is_safe_to_work_with(
+            status in crate::hostile::json(),
+            task_id in proptest::prop_oneof!["[A-Za-z0-9_-]{1,38}", crate::hostile::text()],
+            noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64),
+        ) {
+            let mut body = json!({"runId": status["runId"], "status": status, "artifact": status["artifact"]});
+            if let Some(status) = body["status"].as_object_mut() {
+                status.insert("taskId".into(), json!(task_id));
+            }
+            for body in [body.to_string().into_bytes(), noise] {
+                let Ok(event) = Event::read("t", Arc::new(Delivery { body, ..Delivery::default() })) else { continue };
+                proptest::prop_assert!(TaskId::new(event.task_id.as_str()).is_some());
+                proptest::prop_assert_eq!(event.status.as_str(), "");
+            }
+        }
+    }
 }

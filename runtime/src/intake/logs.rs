@@ -147,4 +147,27 @@ mod tests {
         let logs = logs(json!({"provisionerId": "old"}), &one_run());
         assert_eq!(logs[0].artifact, format!("https://old.example.com/{ID}/0"));
     }
+
+    proptest::proptest! {
+        #![proptest_config(crate::hostile::thousands())]
+
+        #[test]
+        fn whatever_a_task_says_of_its_release_a_key_is_a_path(
+            properties in crate::hostile::json(),
+            words in proptest::collection::vec(crate::hostile::text(), 6),
+        ) {
+            let mut task = json!({"metadata": {"name": words[0]}, "extra": {"build_props": properties}});
+            if let Some(properties) = task["extra"]["build_props"].as_object_mut() {
+                for (name, word) in ["branch", "product", "version", "build_number", "platform"].iter().zip(&words[1..]) {
+                    properties.entry(*name).or_insert_with(|| json!(word));
+                }
+            }
+            for log in logs(task, &one_run()) {
+                proptest::prop_assert!(is_path(&log.s3_key), "{:?}", log.s3_key);
+                proptest::prop_assert!(!log.s3_key.contains(char::is_whitespace));
+                proptest::prop_assert!(log.url.starts_with("https://logs.s3.amazonaws.com/"));
+                proptest::prop_assert!(log.url.bytes().all(|b| b.is_ascii_graphic()), "{}", log.url);
+            }
+        }
+    }
 }

@@ -204,7 +204,7 @@ impl<'a> Reader<'a> {
         for place in own.into_iter().chain([section]) {
             match place.get(field) {
                 None | Some(Value::Null) => {}
-                Some(Value::String(text)) if text.trim().is_empty() => {}
+                Some(Value::String(text)) if one_line(text).is_empty() => {}
                 Some(Value::String(text)) => return Some(text.clone()),
                 Some(other) => self.warn(format!("{field}: expected a text, found {}", kind(other))),
             }
@@ -410,5 +410,31 @@ mod tests {
             ("Task failed: build", &["n".to_owned()][..])
         );
         assert_eq!(wishes.warnings.len(), 4, "{:?}", wishes.warnings);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(crate::hostile::thousands())]
+
+        #[test]
+        fn whatever_a_task_wishes_a_subject_is_one_line_and_a_plugin_is_known(
+            section in crate::hostile::json(),
+            plugins in proptest::prop_oneof![proptest::prelude::Just(json!(["smtp", "irc"])), crate::hostile::json()],
+            subject in crate::hostile::text(),
+        ) {
+            let mut section = section;
+            if let Some(section) = section.as_object_mut() {
+                section.insert("plugins".into(), plugins);
+                section.insert("subject".into(), json!(subject));
+            }
+            let wishes = wishes_of(&json!({"notifications": {"task-failed": section}}), &json!({"a": {"emails": ["x"]}}));
+            for notification in &wishes.notifications {
+                proptest::prop_assert!(!notification.subject.contains(char::is_control), "{:?}", notification.subject);
+                proptest::prop_assert!(!notification.subject.is_empty());
+                proptest::prop_assert!(!notification.message.contains('\0'));
+                proptest::prop_assert!(["smtp", "irc", "ses"].contains(&notification.plugin.as_str()));
+                proptest::prop_assert!(serde_json::from_str::<Value>(&notification.section).is_ok());
+            }
+            proptest::prop_assert!(wishes.warnings.len() <= WARNINGS_MAX + 1);
+        }
     }
 }

@@ -93,6 +93,25 @@ impl Header for AutoSubmitted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::effect::Effect;
+    use crate::grant::{Grant, MailRequest, email};
+
+    fn built(email: &Email) -> String {
+        let claimed = Claimed {
+            seq: 1,
+            id: Hash::of_bytes(b"id"),
+            call: Hash::of_bytes(b"call"),
+            tenant: "t".into(),
+            plugin: "p".into(),
+            attempt: 1,
+            failures: 0,
+            in_doubt: 0,
+            created_ms: 0,
+            effect: Effect::Email(email.clone()),
+        };
+        let sender = Sender { from: "ci@example.com".into(), threading_domain: "example.com".into() };
+        String::from_utf8(build(&sender, &claimed, email).unwrap()).unwrap()
+    }
 
     #[test]
     fn no_carriage_return_stands_alone_on_the_wire() {
@@ -105,20 +124,50 @@ mod tests {
             html: Some("a\rb".into()),
             thread: None,
         };
-        let claimed = Claimed {
-            seq: 1,
-            id: Hash::of_bytes(b"id"),
-            call: Hash::of_bytes(b"call"),
-            tenant: "t".into(),
-            plugin: "p".into(),
-            attempt: 1,
-            failures: 0,
-            in_doubt: 0,
-            created_ms: 0,
-            effect: crate::effect::Effect::Email(email.clone()),
-        };
-        let sender = Sender { from: "ci@example.com".into(), threading_domain: "example.com".into() };
-        let mail = String::from_utf8(build(&sender, &claimed, &email).unwrap()).unwrap();
+        let mail = built(&email);
         assert!(!mail.replace("\r\n", "").contains(['\r', '\n']), "{mail:?}");
     }
+
+    proptest::proptest! {
+        #![proptest_config(crate::hostile::thousands())]
+
+        #[test]
+        fn whatever_a_mail_says_its_header_holds_our_fields_alone(
+            to in proptest::collection::vec(crate::hostile::text(), 1..4),
+            subject in crate::hostile::text(),
+            text in crate::hostile::text(),
+            html in crate::hostile::text(),
+        ) {
+            let to = to.into_iter().chain(["a@example.com".to_owned()]).collect();
+            let request = MailRequest { to, subject, text, html: Some(html), thread: Some("group".into()) };
+            let grant = Grant::towards(&["*".into()]);
+            let Ok(planned) = email::plan(&grant, &crate::grant::tests::origin(), 0, request) else { return Ok(()) };
+            for planned in planned.into_iter().filter(|planned| planned.refused.is_none()) {
+                let Effect::Email(email) = planned.effect else { continue };
+                let mail = built(&email);
+                proptest::prop_assert!(!mail.replace("\r\n", "").contains(['\r', '\n', '\0']), "{mail:?}");
+                let (header, _) = mail.split_once("\r\n\r\n").unwrap();
+                for line in header.split("\r\n").filter(|line| !line.starts_with([' ', '\t'])) {
+                    let name = line.split_once(':').map(|(name, _)| name);
+                    proptest::prop_assert!(name.is_some_and(|name| FIELDS.contains(&name)), "{line:?}");
+                }
+                let mails_to = header.lines().filter(|line| line.starts_with("To:")).count();
+                proptest::prop_assert_eq!(mails_to, 1);
+            }
+        }
+    }
+
+    const FIELDS: [&str; 11] = [
+        "From",
+        "Subject",
+        "Date",
+        "Message-ID",
+        "X-Pulse-Notifier-Effect",
+        "Auto-Submitted",
+        "To",
+        "In-Reply-To",
+        "References",
+        "MIME-Version",
+        "Content-Type",
+    ];
 }
