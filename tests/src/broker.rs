@@ -54,6 +54,16 @@ impl Broker {
         Vhost::create(Arc::clone(&self.node), name).await
     }
 
+    /// Makes the node believe it has no memory left: it takes no message before [`Broker::unblock_publishers`].
+    pub async fn block_publishers(&self) -> Result<()> {
+        self.node.control(&["set_vm_memory_high_watermark", "absolute", "1MB"]).await.map(drop)
+    }
+
+    /// Lets it take messages again.
+    pub async fn unblock_publishers(&self) -> Result<()> {
+        self.node.control(&["set_vm_memory_high_watermark", "0.6"]).await.map(drop)
+    }
+
     /// Kills the node with SIGKILL. What was declared durable stays, even if it was declared just now.
     pub async fn kill(&mut self) -> Result<()> {
         // A node writes its tables to disk when a parameter changes, otherwise two seconds later; a frozen one cannot.
