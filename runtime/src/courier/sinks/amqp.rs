@@ -159,7 +159,7 @@ impl Session {
         let channel = self.open().await?;
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let declared = channel.exchange_declare(exchange.into(), ExchangeKind::Topic, options, FieldTable::default());
-        match within("declare the exchange", declared).await {
+        match self.unless_blocked("declare the exchange", declared).await? {
             Ok(()) => drop(amqp::close_channel(&channel).await),
             Err(error) if matches!(error.soft(), Some(AMQPSoftError::PRECONDITIONFAILED)) => {
                 tracing::info!(exchange, %error, "the exchange is used as it is");
@@ -177,18 +177,38 @@ impl Session {
             return Ok(channel);
         }
         let channel = self.open().await?;
-        match within("ask for confirmations", channel.confirm_select(ConfirmSelectOptions::default())).await {
+        let selected = channel.confirm_select(ConfirmSelectOptions::default());
+        match self.unless_blocked("ask for confirmations", selected).await? {
             Ok(()) => Ok(channel),
             Err(error) => Err(self.not_published(&error)),
         }
     }
 
     async fn open(&self) -> Result<Channel, Receipt> {
-        within("open channel", self.connection.create_channel()).await.map_err(|error| {
+        let opened = self.unless_blocked("open channel", self.connection.create_channel()).await?;
+        opened.map_err(|error| {
             // The library may answer for a channel of the past that had the same number, and would do so again.
             self.give_up();
             Receipt::Transient(error.to_string())
         })
+    }
+
+    /// An answer, unless the connection is blocked before it comes.
+    async fn unless_blocked<T>(
+        &self,
+        what: &'static str,
+        answer: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<Result<T, AmqpError>, Receipt> {
+        let blocked = async {
+            // The library tells one listener only, and many wait here.
+            while !self.is_blocked() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            answer = within(what, answer) => Ok(answer),
+            () = blocked => Err(Receipt::Transient(BLOCKED.into())),
+        }
     }
 
     async fn publish(&self, channel: Channel, id: EffectId, amqp: &effect::Amqp) -> Receipt {
@@ -301,6 +321,7 @@ fn rest(attempts: u32) -> Duration {
 }
 
 const BLOCKED: &str = "connection blocked: the broker has no room";
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 const PERSISTENT: u8 = 2;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A broker that writes to slow disks takes its time.
