@@ -238,7 +238,10 @@ async fn it_goes_on_when_connections_are_closed_and_when_the_broker_is_killed() 
     for number in 0..3 {
         let (_, message) = failure(number);
         world.publish(&message).await?;
-        assert_eq!(received(&world.vhost).await?.data, serde_json::to_vec(&message.body)?);
+        let body = serde_json::to_vec(&message.body)?;
+        // What was taken just before the broker was killed, it may have forgotten was taken.
+        let comes = async || Ok(world.vhost.take(RECEIVED).await?.is_some_and(|again| again.data == body));
+        wait::until("it comes", SOON, comes).await?;
         match number {
             0 => world.vhost.close_all_connections().await?,
             1 => {
@@ -255,10 +258,10 @@ async fn it_goes_on_when_connections_are_closed_and_when_the_broker_is_killed() 
 
 #[tokio::test]
 async fn what_cannot_be_read_is_taken_out_and_all_else_arrives() -> Result<()> {
-    for what in [Unreadable::RoutingKey, Unreadable::HeaderName] {
+    for (what, kind) in [(Unreadable::RoutingKey, Queue::Classic), (Unreadable::HeaderName, Queue::Quorum)] {
         let world = world().await?;
         let failed = exchange("task-failed");
-        world.vhost.declare_queue(&world.queue(), Queue::Classic).await?;
+        world.vhost.declare_queue(&world.queue(), kind).await?;
         world.vhost.bind(&world.queue(), &failed, "#").await?;
         let mut service = world.service(&["smtp"])?;
         for round in [0, 1] {
@@ -326,11 +329,7 @@ const FATES: [(&str, bool, &str); 4] = [
     ("bound", false, "Delivered(\"confirmed\")"),
     ("unbound", true, "Delivered(\"unrouted\")"),
     ("unbound", false, "Transient(\"unrouted: no queue is bound there\")"),
-    (
-        "missing",
-        true,
-        "Transient(\"publish: protocol error: AMQP soft error: NOT-FOUND: NOT_FOUND - no exchange 'missing'",
-    ),
+    ("missing", true, "Transient(\"publish: protocol error: AMQP soft error: NOT-FOUND: "),
 ];
 
 #[tokio::test]

@@ -399,3 +399,44 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 const DEPTH_TO_WARN_AT: u32 = 1_000;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hops_are_counted_in_whatever_width_they_are_written() {
+        let counted = |value: AMQPValue| {
+            let mut headers = FieldTable::default();
+            headers.insert(HOPS_HEADER.into(), value);
+            hops(Some(&headers))
+        };
+        for value in [
+            AMQPValue::ShortShortInt(3),
+            AMQPValue::ShortShortUInt(3),
+            AMQPValue::ShortInt(3),
+            AMQPValue::ShortUInt(3),
+            AMQPValue::LongInt(3),
+            AMQPValue::LongUInt(3),
+            AMQPValue::LongLongInt(3),
+        ] {
+            assert_eq!(counted(value.clone()), 3, "{value:?}");
+        }
+        assert_eq!(counted(AMQPValue::LongLongInt(i64::MAX)), u32::MAX);
+        assert_eq!(counted(AMQPValue::LongInt(-1)), 0);
+        assert_eq!(counted(AMQPValue::LongString("3".into())), 0);
+        assert_eq!(hops(None), 0);
+    }
+
+    #[test]
+    fn nothing_is_taken_out_for_an_error_of_another_kind() {
+        let mut suspicion = Suspicion::default();
+        let other = || AmqpError::Failed { what: "consume", source: lapin::ErrorKind::MissingHeartbeatError.into() };
+        for ended in [SessionError::Ended, SessionError::Cancelled, other().into(), AmqpError::Timeout("look").into()] {
+            for _ in 0..3 {
+                assert!(!suspicion.is_confirmed_by(&ended), "{ended}");
+            }
+        }
+        assert!(!suspicion.one_by_one);
+    }
+}
