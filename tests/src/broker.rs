@@ -74,7 +74,17 @@ impl Broker {
 
     /// Stops the node in its tracks with SIGSTOP: its sockets stay open and say nothing.
     pub fn freeze(&mut self) -> Result<()> {
-        self.keeper.signal("STOP")
+        self.keeper.signal("STOP")?;
+        // The signal is sent; each thread stops when it next looks.
+        let stopped = |task: fs::DirEntry| {
+            fs::read_to_string(task.path().join("status")).map(|status| status.contains("State:\tT"))
+        };
+        while !fs::read_dir(format!("/proc/{}/task", self.keeper.pid()))?
+            .all(|task| task.and_then(stopped).unwrap_or(true))
+        {
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     /// Lets a frozen node go on.

@@ -405,3 +405,22 @@ async fn a_broker_without_room_is_waited_for() -> Result<()> {
     assert_eq!(first, delivered, "it had been written, and is not in doubt");
     wait::until("others go on", SOON, async || Ok(sink.perform(&claimed(3, "builds", true)).await == delivered)).await
 }
+
+#[tokio::test]
+async fn a_message_that_was_written_and_not_confirmed_is_in_doubt_and_one_that_was_not_written_is_not() -> Result<()> {
+    let mut broker = Broker::private().await?;
+    let vhost = broker.vhost().await?;
+    vhost.declare_exchanges(&["builds"]).await?;
+    let sink = sink(account(&vhost, vhost.owner()));
+    let delivered = Receipt::Delivered("unrouted".into());
+    assert_eq!(sink.perform(&claimed(0, "builds", true)).await, delivered);
+    broker.freeze()?;
+    let written = claimed(1, "builds", true);
+    let (written, killed) = tokio::join!(sink.perform(&written), broker.kill());
+    killed?;
+    assert!(matches!(&written, Receipt::InDoubt(why) if why.starts_with("published")), "{written:?}");
+    let receipt = sink.perform(&claimed(2, "builds", true)).await;
+    assert!(matches!(&receipt, Receipt::Transient(why) if why.starts_with("connect: ")), "{receipt:?}");
+    broker.start_again().await?;
+    wait::until("it goes on", SOON, async || Ok(sink.perform(&claimed(2, "builds", true)).await == delivered)).await
+}

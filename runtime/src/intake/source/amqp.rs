@@ -68,10 +68,11 @@ struct Session {
 /// and then stands in the queue again.
 #[derive(Default)]
 struct Suspicion {
-    /// Sessions ended by it, with nothing delivered in between.
-    in_a_row: u32,
-    /// Whether messages are taken one by one, each acked before the next: then it is the first one in the queue.
+    /// Whether messages are taken one by one, each acked before the next.
     one_by_one: bool,
+    /// Sessions ended by it since then, with nothing delivered in between. What a quorum queue gets back it puts behind
+    /// all else that it got back: only what comes twice running is the first message.
+    in_a_row: u32,
 }
 
 /// How a session ended that nothing is wrong with.
@@ -338,8 +339,9 @@ impl Suspicion {
         if !matches!(ended, SessionError::Amqp(error) if error.is_unreadable()) {
             return false;
         }
-        self.one_by_one = true;
-        self.in_a_row += 1;
+        if std::mem::replace(&mut self.one_by_one, true) {
+            self.in_a_row += 1;
+        }
         self.in_a_row >= 2
     }
 }
