@@ -130,7 +130,7 @@ impl AmqpSource {
             tracing::error!(queue = %self.queue.name, error = %ended, "not consuming: trying again");
             if suspicion.is_confirmed_by(&ended) {
                 match self.take_out(&ended, &out).await {
-                    Ok(()) => suspicion = Suspicion::default(),
+                    Ok(()) => (suspicion, failures) = (Suspicion::default(), 0),
                     Err(error) => tracing::error!(queue = %self.queue.name, %error, "the message is still there"),
                 }
             }
