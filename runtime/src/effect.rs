@@ -247,6 +247,8 @@ pub struct Amqp {
     pub body: Vec<u8>,
     /// How often it has been relayed, this time included.
     pub hops: u32,
+    /// Whether it counts as delivered when no queue is bound for it.
+    pub unrouted: bool,
 }
 
 /// Lines in one channel, in this order.

@@ -25,6 +25,7 @@
 //! Beside the path, [`trial`] tells one plugin of one event and looks at what it asks for: nothing is sent or kept.
 
 pub mod admin;
+mod amqp;
 pub mod cli;
 pub mod config;
 pub mod courier;

@@ -54,6 +54,16 @@ impl Broker {
         Vhost::create(Arc::clone(&self.node), name).await
     }
 
+    /// Makes the node believe it has no memory left: it takes no message before [`Broker::unblock_publishers`].
+    pub async fn block_publishers(&self) -> Result<()> {
+        self.node.control(&["set_vm_memory_high_watermark", "absolute", "1MB"]).await.map(drop)
+    }
+
+    /// Lets it take messages again.
+    pub async fn unblock_publishers(&self) -> Result<()> {
+        self.node.control(&["set_vm_memory_high_watermark", "0.6"]).await.map(drop)
+    }
+
     /// Kills the node with SIGKILL. What was declared durable stays, even if it was declared just now.
     pub async fn kill(&mut self) -> Result<()> {
         // A node writes its tables to disk when a parameter changes, otherwise two seconds later; a frozen one cannot.
@@ -64,7 +74,17 @@ impl Broker {
 
     /// Stops the node in its tracks with SIGSTOP: its sockets stay open and say nothing.
     pub fn freeze(&mut self) -> Result<()> {
-        self.keeper.signal("STOP")
+        self.keeper.signal("STOP")?;
+        // The signal is sent; each thread stops when it next looks.
+        let stopped = |task: fs::DirEntry| {
+            fs::read_to_string(task.path().join("status")).map(|status| status.contains("State:\tT"))
+        };
+        while !fs::read_dir(format!("/proc/{}/task", self.keeper.pid()))?
+            .all(|task| task.and_then(stopped).unwrap_or(true))
+        {
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     /// Lets a frozen node go on.

@@ -28,7 +28,7 @@ pub use irc::{IrcServer, Reader, Said};
 pub use service::Service;
 pub use smtp::{Behaviour, Mail, Mode, Phase, SmtpServer};
 pub use taskcluster::{Answer, Artifact, Taskcluster};
-pub use vhost::{Account, Depth, Publisher, Queue, Vhost};
+pub use vhost::{Account, Depth, Publisher, Queue, Unreadable, Vhost};
 pub use world::World;
 
 /// One HTTP request to a port on loopback, for instance of the service under test.

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use lapin::message::Delivery;
 use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
@@ -37,6 +38,15 @@ pub enum Queue {
     Classic,
     /// Declared with `x-queue-type: quorum`.
     Quorum,
+}
+
+/// What in a message is no UTF-8.
+#[derive(Clone, Copy, Debug)]
+pub enum Unreadable {
+    /// Its routing key.
+    RoutingKey,
+    /// The name of a header.
+    HeaderName,
 }
 
 /// What a queue holds at this moment.
@@ -158,6 +168,26 @@ impl Vhost {
             [ready, unacked, consumers] => Ok(Some(Depth { ready: *ready, unacked: *unacked, consumers: *consumers })),
             _ => Ok(None),
         }
+    }
+
+    /// Takes the first message off a queue, if there is one.
+    pub async fn take(&self, queue: &str) -> Result<Option<Delivery>> {
+        let options = BasicGetOptions { no_ack: true };
+        let got = self.channel(&self.owner).await?.basic_get(queue.into(), options).await?;
+        Ok(got.map(|message| message.delivery))
+    }
+
+    /// Publishes a message that no client can read which takes names for UTF-8. Takes a second.
+    pub async fn publish_unreadable(&self, exchange: &str, what: Unreadable) -> Result<()> {
+        let (routing_key, headers) = match what {
+            Unreadable::RoutingKey => ("<<\"primary.\", 255>>", "[]"),
+            Unreadable::HeaderName => ("<<\"primary\">>", "[{headers, [{<<\"x-\", 255>>, longstr, <<\"x\">>}]}]"),
+        };
+        let name = format!("rabbit_misc:r(<<\"{}\">>, exchange, <<\"{exchange}\">>)", self.name);
+        let publish = format!("rabbit_basic:publish({name}, {routing_key}, {headers}, <<\"{{}}\">>).");
+        let answer = self.node.control(&["eval", &publish]).await?;
+        ensure!(answer.trim_end().ends_with("ok"), "{publish} was answered {answer}");
+        Ok(())
     }
 
     /// Makes the broker close every connection to this virtual host. Takes a second.

@@ -51,7 +51,7 @@ impl Sink {
             Self::Ses(_) => ses::CALLS_MAX,
             Self::Sns(_) => sns::CALLS_MAX,
             Self::S3(_) => 4,
-            Self::Amqp(_) => 64,
+            Self::Amqp(_) => amqp::CHANNELS_MAX,
         }
     }
 
@@ -64,7 +64,7 @@ impl Sink {
             (Self::Sns(account), Effect::Sns(sns)) => account.perform(claimed, sns).await,
             (Self::S3(account), Effect::S3(s3)) => account.perform(s3).await,
             (Self::Irc(account), Effect::Irc(irc)) => account.perform(irc).await,
-            (Self::Amqp(account), Effect::Amqp(amqp)) => account.perform(amqp).await,
+            (Self::Amqp(account), Effect::Amqp(amqp)) => account.perform(claimed.id, amqp).await,
             // Destinations are named by their capability, so this is a mistake in the configuration's reader.
             (Self::Smtp(_) | Self::Ses(_) | Self::Sns(_) | Self::S3(_) | Self::Irc(_) | Self::Amqp(_), _) => {
                 Receipt::Suspended("the destination is of another kind".into())

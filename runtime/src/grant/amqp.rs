@@ -53,8 +53,8 @@ pub fn plan(
     if about.hops >= HOPS_MAX {
         return Err(Refusal::OverLimit(format!("the event has been relayed {HOPS_MAX} times")));
     }
-    let account = grant.account.clone();
-    let amqp = Amqp { account, exchange, routing_key, content_type, body, hops: about.hops + 1 };
+    let (account, unrouted) = (grant.account.clone(), grant.unrouted);
+    let amqp = Amqp { account, exchange, routing_key, content_type, body, hops: about.hops + 1, unrouted };
     Ok(vec![Planned {
         id: origin.effect(index, &amqp.exchange),
         call: origin.call(index),
@@ -135,7 +135,7 @@ mod tests {
     fn each_relay_counts_and_the_fourth_is_none() {
         let planned = publish("exchange/me/out", "primary.a", 2).unwrap();
         let Effect::Amqp(amqp) = &planned[0].effect else { panic!() };
-        assert_eq!(amqp.hops, 3);
+        assert_eq!((amqp.hops, amqp.unrouted), (3, true));
         assert!(matches!(publish("exchange/me/out", "primary.a", 3), Err(Refusal::OverLimit(_))));
     }
 }

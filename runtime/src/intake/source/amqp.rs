@@ -7,21 +7,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, QueueDeclareOptions,
+};
+use lapin::protocol::AMQPSoftError;
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{Channel, Connection, ConnectionProperties, Consumer, ErrorKind};
+use lapin::{Channel, Connection, Consumer, Event};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Received, Settler};
+use crate::amqp::{AmqpError, HOPS_HEADER, close_channel, connect, within};
 use crate::config::Broker;
 use crate::intake::event::Delivery;
-use crate::metrics::Metrics;
+use crate::metrics::{DeliveryOutcome, Metrics};
 use crate::retry;
-use crate::store::{Binding, Store};
+use crate::store::{Binding, DeadDelivery, Store, now_ms};
 use crate::tenant::{Queue, QueueKind};
 
 /// One tenant's queue on a broker.
@@ -63,12 +64,29 @@ struct Session {
     missing: Vec<Binding>,
 }
 
+/// What is known of a message that the client library cannot read. It ends every connection that it is delivered on,
+/// and then stands in the queue again.
+#[derive(Default)]
+struct Suspicion {
+    /// Whether messages are taken one by one, each acked before the next.
+    one_by_one: bool,
+    /// Sessions ended by it since then, with nothing delivered in between. What a quorum queue gets back it puts behind
+    /// all else that it got back: only what comes twice running is the first message.
+    in_a_row: u32,
+}
+
+/// How a session ended that nothing is wrong with.
+enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// The suspicion was unfounded.
+    Trusted,
+}
+
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("{what}: {source}")]
-    Amqp { what: &'static str, source: lapin::Error },
-    #[error("{0}: no answer in time")]
-    Timeout(&'static str),
+    #[error(transparent)]
+    Amqp(#[from] AmqpError),
     #[error("the broker cancelled the consumer: its queue was deleted or moved")]
     Cancelled,
     #[error("the connection ended")]
@@ -80,17 +98,22 @@ impl AmqpSource {
     pub async fn run(self, out: mpsc::Sender<Received>, stop: CancellationToken, close: CancellationToken) {
         let mut failures = 0;
         let mut had_queue = false;
+        let mut suspicion = Suspicion::default();
         loop {
             let started = Instant::now();
             let opened = tokio::select! {
-                opened = self.open(&mut had_queue) => opened,
+                opened = self.open(&mut had_queue, &suspicion) => opened,
                 () = stop.cancelled() => return,
             };
             let ended = match opened {
                 Err(error) => error,
-                Ok(mut session) => match self.forward(&mut session, &out, &stop).await {
+                Ok(mut session) => match self.forward(&mut session, &mut suspicion, &out, &stop).await {
                     Err(error) => error,
-                    Ok(()) => {
+                    Ok(Ended::Trusted) => {
+                        suspicion = Suspicion::default();
+                        continue;
+                    }
+                    Ok(Ended::Stopped) => {
                         // Nothing more comes; what is in hand is acked on this connection before it closes.
                         drop(out);
                         self.consuming.send_replace(false);
@@ -105,6 +128,12 @@ impl AmqpSource {
             self.consuming.send_replace(false);
             failures = if started.elapsed() > LONGEST_PAUSE { 0 } else { failures + 1 };
             tracing::error!(queue = %self.queue.name, error = %ended, "not consuming: trying again");
+            if suspicion.is_confirmed_by(&ended) {
+                match self.take_out(&ended, &out).await {
+                    Ok(()) => (suspicion, failures) = (Suspicion::default(), 0),
+                    Err(error) => tracing::error!(queue = %self.queue.name, %error, "the message is still there"),
+                }
+            }
             tokio::select! {
                 () = tokio::time::sleep(pause(failures)) => {}
                 () = stop.cancelled() => return,
@@ -113,14 +142,14 @@ impl AmqpSource {
     }
 
     /// Connects, sees to the queue and its bindings, and begins to consume.
-    async fn open(&self, had_queue: &mut bool) -> Result<Session, SessionError> {
-        let options = ConnectionProperties::default().with_connection_name("pulse-notifier".into());
-        let connection = within("connect", Connection::connect_uri(self.uri(), options)).await?;
+    async fn open(&self, had_queue: &mut bool, suspicion: &Suspicion) -> Result<Session, SessionError> {
+        let connection = connect(&self.broker, "consuming").await?;
         self.declare(&connection, *had_queue).await?;
         *had_queue = true;
         let missing = self.bind(&connection).await?;
         let channel = within("open channel", connection.create_channel()).await?;
-        within("set prefetch", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+        let prefetch = if suspicion.one_by_one { 1 } else { self.prefetch };
+        within("set prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let (queue, options) = (self.queue.name.as_str().into(), BasicConsumeOptions::default());
         let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default());
         let consumer = within("consume", consuming).await?;
@@ -133,10 +162,12 @@ impl AmqpSource {
     async fn forward(
         &self,
         session: &mut Session,
+        suspicion: &mut Suspicion,
         out: &mpsc::Sender<Received>,
         stop: &CancellationToken,
-    ) -> Result<(), SessionError> {
+    ) -> Result<Ended, SessionError> {
         let mut look = tokio::time::interval(LOOK_EVERY);
+        let began = Instant::now();
         loop {
             let delivery = tokio::select! {
                 delivery = session.consumer.next() => delivery,
@@ -144,38 +175,72 @@ impl AmqpSource {
                 _ = look.tick() => {
                     self.look(&session.channel).await?;
                     session.missing = self.bind_all(&session.connection, &session.missing).await?;
+                    if suspicion.one_by_one && began.elapsed() >= LOOK_EVERY {
+                        return Ok(Ended::Trusted);
+                    }
                     continue;
                 }
             };
             let delivery = match delivery {
                 Some(Ok(delivery)) => delivery,
-                Some(Err(source)) => return Err(SessionError::Amqp { what: "consume", source }),
+                Some(Err(source)) => return Err(AmqpError::Failed { what: "consume", source }.into()),
                 None if session.connection.status().connected() => return Err(SessionError::Cancelled),
                 None => return Err(SessionError::Ended),
             };
+            suspicion.in_a_row = 0;
             tokio::select! {
                 sent = out.send(received(delivery)) => if sent.is_err() { break },
                 () = stop.cancelled() => break,
             }
         }
         let (tag, options) = (session.consumer.tag(), BasicCancelOptions::default());
-        within("stop consuming", session.channel.basic_cancel(tag, options)).await
+        within("stop consuming", session.channel.basic_cancel(tag, options)).await?;
+        Ok(Ended::Stopped)
     }
 
-    fn uri(&self) -> AMQPUri {
-        let broker = &self.broker;
-        AMQPUri {
-            scheme: if broker.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
-            authority: AMQPAuthority {
-                userinfo: AMQPUserInfo {
-                    username: broker.login.clone(),
-                    password: broker.password.expose().to_owned(),
-                },
-                host: broker.host.clone(),
-                port: broker.port,
-            },
-            vhost: broker.vhost.clone(),
-            query: AMQPQueryString { heartbeat: Some(HEARTBEAT_S), ..AMQPQueryString::default() },
+    /// Takes the first message off the queue, and with it the one that no session survives: what it is cannot be read
+    /// here either, and asking for it without an ack is the only way to be rid of it.
+    async fn take_out(&self, why: &SessionError, out: &mpsc::Sender<Received>) -> Result<(), SessionError> {
+        let connection = connect(&self.broker, "taking out what cannot be read").await?;
+        let channel = within("open channel", connection.create_channel()).await?;
+        let mut events = Box::pin(connection.events_listener());
+        let lost = async {
+            loop {
+                match events.next().await {
+                    Some(Event::Error(source)) => return AmqpError::Failed { what: "take out", source },
+                    Some(_) => {}
+                    None => std::future::pending().await,
+                }
+            }
+        };
+        let get = channel.basic_get(self.queue.name.as_str().into(), BasicGetOptions { no_ack: true });
+        // The library does not answer a call that ends in what it cannot read; the connection says so.
+        let got = tokio::select! {
+            got = within("take out", get) => got,
+            error = lost => Err(error),
+        };
+        match got {
+            Err(error) if error.is_unreadable() => self.bury(why).await,
+            Err(error) => return Err(error.into()),
+            Ok(None) => tracing::warn!(queue = %self.queue.name, "what could not be read is gone from the queue"),
+            // Somebody else took it; this one is as good as any.
+            Ok(Some(message)) => {
+                let received = Received { delivery: delivery(message.delivery).0, settler: Settler::Nobody };
+                drop(out.send(received).await);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts on record that a message was taken off the queue unread.
+    async fn bury(&self, why: &SessionError) {
+        let reason = format!("a header that is no UTF-8, or otherwise not to be read: {why}");
+        tracing::error!(queue = %self.queue.name, %reason, "a message was taken off the queue unread");
+        let (tenant, delivery) = (self.tenant.clone(), Arc::default());
+        let dead = DeadDelivery { tenant, delivery, reason, received_ms: now_ms() };
+        match self.store.bury(dead).await {
+            Ok(()) => self.metrics.delivery(&self.tenant, DeliveryOutcome::Malformed),
+            Err(error) => tracing::error!(queue = %self.queue.name, %error, "of that message there is no record"),
         }
     }
 
@@ -199,9 +264,9 @@ impl AmqpSource {
         let passive = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
         let looked = within("look at the queue", channel.queue_declare(queue(), passive, FieldTable::default())).await;
         match looked {
-            Ok(_) => return close_channel(&channel).await,
-            Err(SessionError::Amqp { source, .. }) if is_not_found(&source) => {}
-            Err(error) => return Err(error),
+            Ok(_) => return Ok(close_channel(&channel).await?),
+            Err(error) if matches!(error.soft(), Some(AMQPSoftError::NOTFOUND)) => {}
+            Err(error) => return Err(error.into()),
         }
         if had_queue {
             tracing::error!(queue = %self.queue.name, "the queue was deleted: messages were lost there; declaring it anew");
@@ -210,7 +275,7 @@ impl AmqpSource {
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         within("declare the queue", channel.queue_declare(queue(), durable, self.arguments())).await?;
         tracing::info!(queue = %self.queue.name, "queue declared");
-        close_channel(&channel).await
+        Ok(close_channel(&channel).await?)
     }
 
     fn arguments(&self) -> FieldTable {
@@ -256,48 +321,37 @@ impl AmqpSource {
             let (key, options) = (binding.routing_key.as_str().into(), Default::default());
             match within("bind", channel.queue_bind(queue, exchange, key, options, FieldTable::default())).await {
                 Ok(()) => close_channel(&channel).await?,
-                Err(SessionError::Amqp { source, .. }) if is_refused(&source) => {
-                    tracing::error!(exchange = %binding.exchange, routing_key = %binding.routing_key, error = %source,
+                Err(error) if error.soft().is_some() => {
+                    tracing::error!(exchange = %binding.exchange, routing_key = %binding.routing_key, %error,
                         "cannot bind: trying again every {} s", LOOK_EVERY.as_secs());
                     missing.push(binding.clone());
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(missing)
     }
 }
 
-async fn close_channel(channel: &Channel) -> Result<(), SessionError> {
-    within("close channel", channel.close(200, "".into())).await
-}
-
-async fn within<T>(what: &'static str, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, SessionError> {
-    match timeout(ANSWER_TIMEOUT, answer).await {
-        Ok(answer) => answer.map_err(|source| SessionError::Amqp { what, source }),
-        Err(_) => Err(SessionError::Timeout(what)),
-    }
-}
-
-fn is_not_found(error: &lapin::Error) -> bool {
-    matches!(soft(error), Some(AMQPSoftError::NOTFOUND))
-}
-
-fn is_refused(error: &lapin::Error) -> bool {
-    soft(error).is_some()
-}
-
-fn soft(error: &lapin::Error) -> Option<&AMQPSoftError> {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => match error.kind() {
-            AMQPErrorKind::Soft(soft) => Some(soft),
-            AMQPErrorKind::Hard(_) => None,
-        },
-        _ => None,
+impl Suspicion {
+    /// Whether a session that ended like this leaves no doubt: the first message in the queue is the one.
+    fn is_confirmed_by(&mut self, ended: &SessionError) -> bool {
+        if !matches!(ended, SessionError::Amqp(error) if error.is_unreadable()) {
+            return false;
+        }
+        if std::mem::replace(&mut self.one_by_one, true) {
+            self.in_a_row += 1;
+        }
+        self.in_a_row >= 2
     }
 }
 
 fn received(message: lapin::message::Delivery) -> Received {
+    let (delivery, acker) = delivery(message);
+    Received { delivery, settler: Settler::Amqp(Acker(acker)) }
+}
+
+fn delivery(message: lapin::message::Delivery) -> (Delivery, lapin::Acker) {
     let delivery = Delivery {
         exchange: message.exchange.to_string(),
         routing_key: message.routing_key.to_string(),
@@ -306,17 +360,23 @@ fn received(message: lapin::message::Delivery) -> Received {
         hops: hops(message.properties.headers().as_ref()),
         body: message.data,
     };
-    Received { delivery, settler: Settler::Amqp(Acker(message.acker)) }
+    (delivery, message.acker)
 }
 
-/// How often a plugin has relayed it, by the header that the `amqp` sink writes.
+/// How often a plugin has relayed it, by the header that the `amqp` sink writes. Who relays it further may write the
+/// number in another width.
 fn hops(headers: Option<&FieldTable>) -> u32 {
-    let hops = headers.and_then(|headers| headers.inner().get(HOPS_HEADER));
-    match hops {
-        Some(AMQPValue::LongInt(hops)) => u32::try_from(*hops).unwrap_or(0),
-        Some(AMQPValue::LongUInt(hops)) => *hops,
+    let hops = match headers.and_then(|headers| headers.inner().get(HOPS_HEADER)) {
+        Some(AMQPValue::ShortShortInt(hops)) => i64::from(*hops),
+        Some(AMQPValue::ShortShortUInt(hops)) => i64::from(*hops),
+        Some(AMQPValue::ShortInt(hops)) => i64::from(*hops),
+        Some(AMQPValue::ShortUInt(hops)) => i64::from(*hops),
+        Some(AMQPValue::LongInt(hops)) => i64::from(*hops),
+        Some(AMQPValue::LongUInt(hops)) => i64::from(*hops),
+        Some(AMQPValue::LongLongInt(hops)) => *hops,
         _ => 0,
-    }
+    };
+    u32::try_from(hops.max(0)).unwrap_or(u32::MAX)
 }
 
 /// The `CC` header's routes; what is no text in it is passed over.
@@ -337,11 +397,48 @@ fn pause(failures: u32) -> Duration {
     retry::jittered((SHORTEST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE))
 }
 
-/// Counts how often a message was relayed.
-pub const HOPS_HEADER: &str = "x-pulse-notifier-hops";
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-const HEARTBEAT_S: u16 = 30;
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 const DEPTH_TO_WARN_AT: u32 = 1_000;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hops_are_counted_in_whatever_width_they_are_written() {
+        let counted = |value: AMQPValue| {
+            let mut headers = FieldTable::default();
+            headers.insert(HOPS_HEADER.into(), value);
+            hops(Some(&headers))
+        };
+        for value in [
+            AMQPValue::ShortShortInt(3),
+            AMQPValue::ShortShortUInt(3),
+            AMQPValue::ShortInt(3),
+            AMQPValue::ShortUInt(3),
+            AMQPValue::LongInt(3),
+            AMQPValue::LongUInt(3),
+            AMQPValue::LongLongInt(3),
+        ] {
+            assert_eq!(counted(value.clone()), 3, "{value:?}");
+        }
+        assert_eq!(counted(AMQPValue::LongLongInt(i64::MAX)), u32::MAX);
+        assert_eq!(counted(AMQPValue::LongInt(-1)), 0);
+        assert_eq!(counted(AMQPValue::LongString("3".into())), 0);
+        assert_eq!(hops(None), 0);
+    }
+
+    #[test]
+    fn nothing_is_taken_out_for_an_error_of_another_kind() {
+        let mut suspicion = Suspicion::default();
+        let other = || AmqpError::Failed { what: "consume", source: lapin::ErrorKind::MissingHeartbeatError.into() };
+        for ended in [SessionError::Ended, SessionError::Cancelled, other().into(), AmqpError::Timeout("look").into()] {
+            for _ in 0..3 {
+                assert!(!suspicion.is_confirmed_by(&ended), "{ended}");
+            }
+        }
+        assert!(!suspicion.one_by_one);
+    }
+}
