@@ -63,7 +63,10 @@ async fn suspended(service: &Service) -> Result<String> {
 fn no_secret_is_told(service: &Service, secrets: &[&str]) -> Result<()> {
     for entry in std::fs::read_dir(service.directory())? {
         let path = entry?.path();
-        let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
+        // Not by this process: closing a database's file takes away the locks of every connection it has there.
+        let read = std::process::Command::new("cat").arg(&path).output()?;
+        ensure!(read.status.success(), "cannot read {}", path.display());
+        let text = String::from_utf8_lossy(&read.stdout).into_owned();
         for secret in secrets {
             ensure!(!text.contains(secret), "{} holds {secret}", path.display());
         }
