@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use end_to_end::world::{AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, count, rows, store};
-use end_to_end::{Broker, Fault, Moto, Request, Service, SnsMessage, World, wait};
+use end_to_end::{Broker, Fault, Mode, Moto, Request, Service, SmtpServer, SnsMessage, World, wait};
 use mail_parser::{Message, MessageParser};
 use serde_json::{Value, json};
 
@@ -166,9 +166,8 @@ async fn what_is_said_to_a_topic_that_is_gone_is_dead_and_says_why() -> Result<(
     let service = started(sns_service(&world, &moto, gone, &["sns"])?).await?;
     publish(&world, &json!({"plugins": ["sns"], "message": "to nobody"})).await?;
     let store = store(&service);
-    let states = "SELECT state || ' ' || CAST(reason AS TEXT) FROM effect WHERE state <> 'claimed'";
-    let answered = async || Ok(rows(&store, states).await?.pop().filter(|state| !state.starts_with("pending")));
-    let state = wait::until_some("it has had its answer", SOON, answered).await?;
+    let ended = "SELECT state || ' ' || CAST(reason AS TEXT) FROM effect WHERE state NOT IN ('pending', 'claimed')";
+    let state = wait::until_some("it has ended", SOON, async || Ok(rows(&store, ended).await?.pop())).await?;
     assert!(state.starts_with("dead NotFound (404): "), "{state}");
     assert!(rows(&store, SUSPENDED).await?.is_empty(), "others may be there");
     Ok(())
@@ -332,4 +331,20 @@ async fn a_call_that_hangs_keeps_no_other_waiting() -> Result<()> {
     let claimed = "SELECT CAST(recipient AS TEXT) FROM effect WHERE state = 'claimed'";
     assert_eq!(rows(&store(&service), claimed).await?, ["slow@example.com"]);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_prove_who_it_is_gets_nothing_and_kills_nothing() -> Result<()> {
+    let (world, moto) = world(&["ses"]).await?;
+    // Any server with a certificate that nobody here vouches for.
+    let stranger = SmtpServer::start(Mode::Tls).await?;
+    let service = ses_service(&world, &moto)?.env("AWS_ENDPOINT_URL", format!("https://localhost:{}", stranger.port()));
+    let mut service = started(service).await?;
+    publish(&world, &mail_to("a@example.com")).await?;
+    let why = suspended(&service).await?;
+    assert!(why.contains("certificate"), "{why}");
+    service.terminate()?;
+    assert!(service.wait_exit(SOON).await?.success());
+    service.start_with(&[("AWS_ENDPOINT_URL", &moto.endpoint())])?;
+    all_delivered(&service, 1).await
 }

@@ -17,6 +17,7 @@ use hyper_util::client::legacy::Error as ClientError;
 
 use crate::config::AwsAccount;
 use crate::courier::Receipt;
+use crate::tls::is_about_tls;
 
 /// The settings of a client. Nothing is connected yet; credentials are looked for when they are needed.
 pub(super) async fn settings(account: &AwsAccount) -> SdkConfig {
@@ -96,6 +97,7 @@ where
             Receipt::Suspended("credentials: none that could be used were found".into())
         }
         SdkError::ConstructionFailure(_) => Receipt::Suspended(shortened(&causes(error))),
+        _ if was_never_sent(error) && is_about_tls(error) => Receipt::Suspended(shortened(&causes(error))),
         _ if repeated == Repeated::IsHarmless || was_never_sent(error) => Receipt::Transient(shortened(&causes(error))),
         _ => Receipt::InDoubt(shortened(&causes(error))),
     }
