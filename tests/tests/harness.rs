@@ -265,9 +265,8 @@ async fn aws_keeps_what_it_gets_and_fails_when_told_to() -> Result<()> {
     let topic = moto.create_topic("news").await?;
     let port = moto.endpoint().rsplit(':').next().context("a port")?.parse()?;
     let signed = "authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-west-2/sns/aws4_request, SignedHeaders=host, Signature=0";
-    let headers = [signed, "content-type: application/x-www-form-urlencoded"];
-    let publish = |text: &str| format!("Action=Publish&TopicArn={topic}&Subject=s&Message={text}");
-    let send = async |text: &str| request(port, "POST", "/", &headers, &publish(text)).await;
+    let publish = |text: &str| format!("/?Action=Publish&TopicArn={topic}&Subject=s&Message={text}");
+    let send = async |text: &str| request(port, "GET", &publish(text), &[signed], "").await;
 
     moto.fail("sns", 1, &Fault::Error(400, "Throttling", "Rate exceeded"));
     moto.fail("sns", 1, &Fault::Reset);
