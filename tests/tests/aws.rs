@@ -155,7 +155,9 @@ async fn sns_says_where_the_logs_are_when_they_are_collected() -> Result<()> {
 fn with_a_log(world: &World, section: &Value) -> (String, end_to_end::Message) {
     let (task_id, mut message) = world.failed_task(section);
     let (started, resolved) = ("2026-11-02T09:30:00.000Z", "2026-11-02T09:40:00.000Z");
-    message.body["status"]["runs"] = json!([{"runId": 0, "state": "failed", "started": started, "resolved": resolved}]);
+    if let Some(runs) = message.body.pointer_mut("/status/runs") {
+        *runs = json!([{"runId": 0, "state": "failed", "started": started, "resolved": resolved}]);
+    }
     (task_id, message)
 }
 
