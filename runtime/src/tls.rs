@@ -24,8 +24,23 @@ pub(crate) async fn connect(host: &str, stream: TcpStream) -> io::Result<TlsStre
 /// Whether a connection failed for what TLS found, a certificate that nobody vouches for say.
 #[must_use]
 pub(crate) fn is_about_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    // Its source is the source of what it holds.
     let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     error.is::<rustls::Error>()
-        || inner.is_some_and(|inner| inner.is::<rustls::Error>())
+        || inner.is_some_and(|inner| is_about_tls(inner))
         || error.source().is_some_and(is_about_tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_tls_is_found_however_deep_it_lies() {
+        let tls = || rustls::Error::General("none".into());
+        assert!(is_about_tls(&tls()));
+        assert!(is_about_tls(&io::Error::other(tls())));
+        assert!(is_about_tls(&io::Error::other(io::Error::other(tls()))));
+        assert!(!is_about_tls(&io::Error::other(io::Error::other("none"))));
+    }
 }

@@ -14,6 +14,7 @@ fn notify(event: &Event) -> Result {
         let urls: Vec<&str> = event.log_urls().collect();
         text.push_str(&format!("\nThere should be some logs at \n{}", urls.join("\n")));
     }
-    sns::publish(&topic, Some(&sns::subject(&event.notification.subject)), &text)?;
+    let subject = sns::subject(&event.notification.subject);
+    sns::publish(&topic, Some(subject.as_str()).filter(|subject| !subject.is_empty()), &text)?;
     Ok(())
 }

@@ -4,7 +4,6 @@
 //! since SES, say, throttles with status 400.
 
 use std::error::Error;
-use std::io;
 use std::time::Duration;
 
 use aws_config::retry::RetryConfig;
@@ -14,9 +13,11 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ses::config::Credentials;
 use aws_sdk_ses::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use hyper_util::client::legacy::Error as ClientError;
 
 use crate::config::AwsAccount;
 use crate::courier::Receipt;
+use crate::tls::is_about_tls;
 
 /// The settings of a client. Nothing is connected yet; credentials are looked for when they are needed.
 pub(super) async fn settings(account: &AwsAccount) -> SdkConfig {
@@ -88,10 +89,15 @@ where
             let (code, message) = (error.code().unwrap_or("no code"), error.message().unwrap_or_default());
             answer(status, code, message, meaning)
         }
+        // An answer that is no answer of the service: from a load balancer, or cut short.
+        SdkError::ResponseError(answered) if !answered.raw().status().is_success() => {
+            answer(answered.raw().status().as_u16(), "no code", "an answer of another kind", meaning)
+        }
         _ if find::<CredentialsError>(error).is_some() => {
             Receipt::Suspended("credentials: none that could be used were found".into())
         }
         SdkError::ConstructionFailure(_) => Receipt::Suspended(shortened(&causes(error))),
+        _ if was_never_sent(error) && is_about_tls(error) => Receipt::Suspended(shortened(&causes(error))),
         _ if repeated == Repeated::IsHarmless || was_never_sent(error) => Receipt::Transient(shortened(&causes(error))),
         _ => Receipt::InDoubt(shortened(&causes(error))),
     }
@@ -113,11 +119,10 @@ fn answer(status: u16, code: &str, message: &str, meaning: impl FnOnce(&str, &st
     }
 }
 
-/// Whether no connection was made, so that nothing can have been received.
+/// Whether no connection was made, so that nothing can have been received: no name, no answer, no proof of who it is.
+/// The SDK's own error has a place for this and leaves it empty.
 fn was_never_sent(error: &(dyn Error + 'static)) -> bool {
-    let refused = find::<io::Error>(error).is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    let causes = causes(error);
-    refused || causes.contains("dns error") || causes.contains("error trying to connect")
+    find::<ClientError>(error).is_some_and(ClientError::is_connect)
 }
 
 fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
@@ -140,7 +145,7 @@ fn shortened(text: &str) -> String {
 }
 
 /// Passes by itself, whatever the status.
-const THROTTLING: [&str; 17] = [
+const THROTTLING: [&str; 20] = [
     "Throttling",
     "ThrottlingException",
     "ThrottledException",
@@ -151,16 +156,19 @@ const THROTTLING: [&str; 17] = [
     "TooManyRequestsException",
     "RequestLimitExceeded",
     "BandwidthLimitExceeded",
+    "LimitExceeded",
     "LimitExceededException",
+    "PriorRequestNotComplete",
     "SlowDown",
     "RequestTimeout",
+    "RequestTimeoutException",
     "KMSThrottling",
     "OperationAborted",
     "InternalError",
     "ServiceUnavailable",
 ];
 /// About who we are, whatever the status.
-const IDENTITY: [&str; 13] = [
+const IDENTITY: [&str; 18] = [
     "AccessDenied",
     "AccessDeniedException",
     "AuthorizationError",
@@ -170,7 +178,12 @@ const IDENTITY: [&str; 13] = [
     "IncompleteSignature",
     "InvalidAccessKeyId",
     "InvalidClientTokenId",
+    "InvalidSecurity",
+    "InvalidSignatureException",
+    "MissingAuthenticationToken",
+    "NotAuthorized",
     "OptInRequired",
+    "RequestExpired",
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
     "UnrecognizedClientException",

@@ -51,14 +51,24 @@ impl Ses {
 fn meaning(code: &str, message: &str, from: &str) -> Meaning {
     match code {
         // Ours has to be verified by its owner; theirs has to be in an account that may only mail its own.
-        "MessageRejected" if message.contains("not verified") && message.contains(from) => Meaning::Suspended,
+        "MessageRejected" if names(message, from) => Meaning::Suspended,
+        // The account as a whole: "Sending suspended for this account", "Sending paused for this account".
+        "MessageRejected" if message.contains("for this account") => Meaning::Suspended,
         "MailFromDomainNotVerified" | "MailFromDomainNotVerifiedException" => Meaning::Suspended,
-        "AccountSendingPausedException" | "ConfigurationSetSendingPausedException" => Meaning::Suspended,
+        "AccountSendingPaused" | "AccountSendingPausedException" => Meaning::Suspended,
+        "ConfigurationSetDoesNotExist" | "ConfigurationSetDoesNotExistException" => Meaning::Suspended,
+        "ConfigurationSetSendingPaused" | "ConfigurationSetSendingPausedException" => Meaning::Suspended,
         "MessageRejected" | "InvalidParameterValue" | "InvalidParameterCombination" | "ValidationError" => {
             Meaning::Permanent
         }
         _ => Meaning::Transient,
     }
+}
+
+/// Whether a text has this address as one of its words.
+fn names(text: &str, address: &str) -> bool {
+    let words = text.split(|c: char| c.is_whitespace() || ",;:<>()\"'".contains(c));
+    words.map(|word| word.trim_end_matches('.')).any(|word| word.eq_ignore_ascii_case(address))
 }
 
 #[cfg(test)]
@@ -73,7 +83,17 @@ mod tests {
             meaning("MessageRejected", &message, "ci@example.com")
         };
         assert_eq!(says("ci@example.com"), Meaning::Suspended);
+        assert_eq!(says("someone@example.org, CI@example.com"), Meaning::Suspended);
         assert_eq!(says("someone@example.org"), Meaning::Permanent);
+        assert_eq!(says("not-ci@example.com"), Meaning::Permanent, "an address that ends like ours");
         assert_eq!(meaning("WhatIsThis", "", "ci@example.com"), Meaning::Transient);
+    }
+
+    #[test]
+    fn an_account_that_may_not_send_suspends() {
+        let says = |code: &str, message: &str| meaning(code, message, "ci@example.com");
+        assert_eq!(says("MessageRejected", "Sending suspended for this account. For help …"), Meaning::Suspended);
+        assert_eq!(says("AccountSendingPausedException", ""), Meaning::Suspended);
+        assert_eq!(says("MessageRejected", "Address blacklisted."), Meaning::Permanent);
     }
 }

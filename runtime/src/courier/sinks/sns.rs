@@ -63,6 +63,10 @@ fn meaning(code: &str) -> Meaning {
         | "InvalidParameterValue"
         | "ValidationError"
         | "EndpointDisabled" => Meaning::Permanent,
+        // The topic's own key is not for us to use, or not at all.
+        "KMSAccessDenied" | "KMSDisabled" | "KMSInvalidState" | "KMSNotFound" | "KMSOptInRequired" => {
+            Meaning::Suspended
+        }
         _ => Meaning::Transient,
     }
 }
