@@ -25,7 +25,9 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     let mut signals = Signals::listen()?;
     let admin = match config.admin {
         Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
-            format!("listen on {address} for health and metrics (another address, or none: listen in [admin], or PN_ADMIN)")
+            format!(
+                "listen on {address} for health and metrics (another address, or none: listen in [admin], or PN_ADMIN)"
+            )
         })?),
         None => None,
     };

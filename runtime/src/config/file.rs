@@ -20,30 +20,27 @@ use tenant::tenant;
 
 /// The configuration that a file describes.
 pub(super) fn read(path: &Path, environment: &Environment) -> Result<Config, ConfigError> {
+    parse(&path.display().to_string(), read_bounded(path), environment)
+}
+
+/// The same for its text, or for why there is none.
+fn parse(file: &str, text: Result<String, String>, environment: &Environment) -> Result<Config, ConfigError> {
     let findings = Findings::new(environment);
-    let file = path.display().to_string();
-    let config = match read_bounded(path) {
-        Ok(text) => service(&findings, &file, &text),
+    let config = match &text {
+        Ok(text) => service(&findings, file, text),
         Err(why) => {
-            findings.problem(&file, 0, "", why);
+            findings.problem(file, 0, "", why);
             None
         }
     };
-    finish(findings, environment, config)
-}
-
-fn finish(
-    findings: Findings<'_>,
-    environment: &Environment,
-    config: Option<Config>,
-) -> Result<Config, ConfigError> {
     let found = surroundings::look(environment, config.as_ref().map(|config| config.store.as_str()));
     for (place, what) in found.problems {
         findings.problem(place, 0, "", what);
     }
-    let unread: Vec<_> = environment.names(&OURS).filter(|name| *name != "PN_CONFIG" && !findings.names(name)).collect();
+    let unread = environment.names(&OURS).filter(|name| *name != "PN_CONFIG" && !findings.names(name));
+    let unread: Vec<_> = unread.collect();
     if !unread.is_empty() {
-        findings.note(format!("set, but the file is read instead: {}", unread.join(", ")));
+        findings.note(format!("set, but nothing reads it beside a file: {}", unread.join(", ")));
     }
     for note in found.notes {
         findings.note(note);
@@ -209,3 +206,6 @@ fn read_bounded(path: &Path) -> Result<String, String> {
 
 pub(super) const DEFAULT_STORE: &str = "sqlite:pulse-notifier.db";
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests;

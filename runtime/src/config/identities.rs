@@ -55,7 +55,9 @@ pub(super) fn checked(name: &str, overlay: &Map<String, Value>) -> Vec<String> {
     for (key, value) in overlay {
         let expected = match (key.as_str(), value) {
             (_, Value::Null) => continue,
-            ("plugins", Value::Object(texts)) if texts.values().all(|text| text.is_object() || text.is_null()) => continue,
+            ("plugins", Value::Object(texts)) if texts.values().all(|text| text.is_object() || text.is_null()) => {
+                continue;
+            }
             ("plugins" | "emails" | "recipients" | "channels" | "nicks", Value::String(_)) => continue,
             ("plugins" | "emails" | "recipients" | "channels" | "nicks", Value::Array(all))
                 if all.iter().all(Value::is_string) =>

@@ -10,14 +10,14 @@ use std::time::Duration;
 use url::Url;
 
 use super::environment::{Environment, Reader, truth};
-use super::{
-    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, IrcAccount, S3Account, Secret, Sender, SesAccount,
-    SmtpAccount, SmtpSecurity, default_plugins, identities, read_file, surroundings,
-};
 use super::file::DEFAULT_STORE;
 use super::value::{
     ACL, AMQP_NAME, AMQP_NAME_BYTES_MAX, BUCKET, DEFAULT_STATUSES, DOMAIN, MAIL_ADDRESS, STATUSES, STORE, TOPIC,
     exchange, is_known_status, root_problem,
+};
+use super::{
+    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, IrcAccount, S3Account, Secret, Sender, SesAccount,
+    SmtpAccount, SmtpSecurity, default_plugins, identities, read_file, surroundings,
 };
 use crate::effect::destination;
 use crate::grant::{AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, SnsGrant};

@@ -178,9 +178,8 @@ fn explained_aws(file: &mut Writer, aws: &AwsAccount) {
 fn explained_plugin(file: &mut Writer, environment: &Environment, path: &[&str], terms: &PluginTerms) {
     // No variable sets limits.
     let PluginTerms { grant, settings, limits: _ } = terms;
-    let below = |keys: &[&'static str]| -> Vec<String> {
-        path.iter().chain(keys).map(|key| (*key).to_owned()).collect()
-    };
+    let below =
+        |keys: &[&'static str]| -> Vec<String> { path.iter().chain(keys).map(|key| (*key).to_owned()).collect() };
     let table = |file: &mut Writer, keys: &[&'static str]| {
         let path = below(keys);
         file.table(&path.iter().map(String::as_str).collect::<Vec<_>>());
@@ -316,3 +315,6 @@ fn inline(value: &Value) -> Option<String> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,9 @@ pub(super) fn look(environment: &Environment, store: Option<&str>) -> Found {
         match std::fs::read(path) {
             Err(error) => found.problems.push(("SSL_CERT_FILE", format!("read {path}: {error}"))),
             Ok(bytes) if !bytes.windows(PEM.len()).any(|window| window == PEM) => {
-                found.problems.push(("SSL_CERT_FILE", format!("expected certificates in PEM form in {path}, found none")));
+                found
+                    .problems
+                    .push(("SSL_CERT_FILE", format!("expected certificates in PEM form in {path}, found none")));
             }
             Ok(_) => {}
         }
@@ -41,6 +43,5 @@ pub(super) fn look(environment: &Environment, store: Option<&str>) -> Found {
     found
 }
 
-const LOG_LEVELS: [&str; 9] =
-    ["TRACE", "DEBUG", "NOTSET", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL", "FATAL"];
+const LOG_LEVELS: [&str; 9] = ["TRACE", "DEBUG", "NOTSET", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL", "FATAL"];
 const PEM: &[u8] = b"-----BEGIN ";

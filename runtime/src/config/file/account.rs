@@ -6,9 +6,7 @@ use url::Url;
 
 use super::super::document::Section;
 use super::super::value::{ACL, AMQP_NAME, BUCKET, DOMAIN, HOST, LINE, MAIL_ADDRESS, NICK, REGION};
-use super::super::{
-    Account, AwsAccount, Broker, IrcAccount, S3Account, Sender, SesAccount, SmtpAccount, SmtpSecurity,
-};
+use super::super::{Account, AwsAccount, Broker, IrcAccount, S3Account, Sender, SesAccount, SmtpAccount, SmtpSecurity};
 
 /// The kinds of accounts.
 #[derive(Clone, Copy)]

@@ -146,11 +146,7 @@ fn terms(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> PluginTer
         }
     }
     let grant = grant(&section.section("grant"), accounts, queue);
-    PluginTerms {
-        grant: Arc::new(grant),
-        settings: Arc::new(settings),
-        limits: limits(&section.section("limits")),
-    }
+    PluginTerms { grant: Arc::new(grant), settings: Arc::new(settings), limits: limits(&section.section("limits")) }
 }
 
 fn limits(section: &Section<'_>) -> Limits {
@@ -198,15 +194,21 @@ fn grant(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> Grant {
         }),
         irc: section.optional("irc").map(|irc| IrcGrant {
             account: accounts.named(&irc, "irc"),
-            channels: patterns(&irc, "channels", "channels such as #ci, * standing for anything", Pattern::new, |text| {
-                text.starts_with(['#', '&', '*']) && !text.contains([' ', ','])
-            }),
+            channels: patterns(
+                &irc,
+                "channels",
+                "channels such as #ci, * standing for anything",
+                Pattern::new,
+                |text| text.starts_with(['#', '&', '*']) && !text.contains([' ', ',']),
+            ),
         }),
         amqp: section.optional("amqp").map(|amqp| AmqpGrant {
             account: accounts.named(&amqp, "amqp"),
             exchanges: patterns(&amqp, "exchanges", "exchanges, * for anything", Pattern::to_the_letter, |_| true),
             routing_keys: match amqp.has("routing_keys") {
-                true => patterns(&amqp, "routing_keys", "routing keys, * for anything", Pattern::to_the_letter, |_| true),
+                true => {
+                    patterns(&amqp, "routing_keys", "routing keys, * for anything", Pattern::to_the_letter, |_| true)
+                }
                 false => vec![Pattern::to_the_letter("*")],
             },
             unrouted: amqp.truth("unrouted", false),
@@ -278,7 +280,10 @@ impl Accounts {
         };
         match self.by_name.get(&name) {
             Some(Some(account)) if account.capability() != capability => {
-                section.problem("account", format!("expected {list}, found {name}, which is for {}", account.capability()));
+                section.problem(
+                    "account",
+                    format!("expected {list}, found {name}, which is for {}", account.capability()),
+                );
             }
             Some(_) => {}
             None => {

@@ -8,7 +8,9 @@ pub(super) fn say(file: &mut Writer, environment: &Environment, config: &Config)
     let enabled = |plugin: &str| config.tenants.iter().any(|tenant| tenant.plugins.contains_key(plugin));
     let set = |name: &str| environment.text(name).is_some();
     let mails = enabled("smtp") || enabled("ses");
-    file.comment("The configuration that the environment's variables describe. Secrets are still taken from variables.");
+    file.comment(
+        "The configuration that the environment's variables describe. Secrets are still taken from variables.",
+    );
     file.line("#");
     file.comment("What will be different from the earlier service:");
     let mut differs = |concerns: bool, what: &str| {
@@ -30,7 +32,10 @@ pub(super) fn say(file: &mut Writer, environment: &Environment, config: &Config)
         mails,
         "HTML in a message or subject is escaped in mails: whoever can create a task could put any page into them.",
     );
-    differs(mails, "Each recipient of a mail is sent a mail of their own, with the same To: one bad address no longer stops the others.");
+    differs(
+        mails,
+        "Each recipient of a mail is sent a mail of their own, with the same To: one bad address no longer stops the others.",
+    );
     differs(
         mails,
         "Mail may go to anyone, as before, which the grants below say. Narrow `recipients`: whoever can create a task \
@@ -46,7 +51,10 @@ pub(super) fn say(file: &mut Writer, environment: &Environment, config: &Config)
          connection is kept, and `nicks` are named at the beginning of a line, as was documented.",
     );
     differs(enabled("irc"), "Every channel a task names may be talked in, as before. Narrow `channels`.");
-    differs(enabled("sns"), "SNS works: its code was never reached. A subject is at most 100 characters, as SNS has it.");
+    differs(
+        enabled("sns"),
+        "SNS works: its code was never reached. A subject is at most 100 characters, as SNS has it.",
+    );
     differs(
         enabled("log_collect"),
         "Logs are fetched only for tasks that ask for log_collect: all were, before anybody knew who wanted them.",
@@ -66,10 +74,7 @@ pub(super) fn say(file: &mut Writer, environment: &Environment, config: &Config)
          since a message to the exchange that is consumed from would come back for ever.",
     );
     let is_off = |name: &str| environment.text(name).is_some_and(|text| truth(text) == Some(false));
-    differs(
-        is_off("PULSE_SSL"),
-        "PULSE_SSL is read as a truth value and switches TLS off: any text counted as true.",
-    );
+    differs(is_off("PULSE_SSL"), "PULSE_SSL is read as a truth value and switches TLS off: any text counted as true.");
     differs(is_off("SMTP_TEMPLATE"), "SMTP_TEMPLATE is read as a truth value: mails have text alone.");
     differs(
         config.notes.iter().any(|note| note.starts_with("LOG_LEVEL")),
