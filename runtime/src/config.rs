@@ -4,6 +4,7 @@
 mod document;
 mod environment;
 mod file;
+mod findings;
 mod identities;
 mod legacy;
 mod migrate;

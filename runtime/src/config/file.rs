@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::document::{Document, Findings, Section};
+use super::document::{Document, Section};
+use super::findings::Findings;
 use super::legacy::{OURS, default_root};
 use super::value::{AMQP_NAME, HOST, NAME, STORE, root_problem};
 use super::{Broker, Config, ConfigError, DeliveryMode, Environment, default_plugins, surroundings};
@@ -156,8 +157,7 @@ fn tenant_file<'a>(
     };
     let text = read_bounded(path).map_err(|why| findings.problem(&file, 0, "", why)).ok()?;
     let document = Document::parse(findings, &file, &text)?;
-    let found = tenant(&document.root("tenants.*"), name, broker, accounts);
-    found
+    tenant(&document.root("tenants.*"), name, broker, accounts)
 }
 
 /// Two tenants on one queue would take each other's messages.

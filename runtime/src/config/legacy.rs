@@ -12,8 +12,8 @@ use url::Url;
 use super::environment::{Environment, Reader, truth};
 use super::file::DEFAULT_STORE;
 use super::value::{
-    ACL, AMQP_NAME, AMQP_NAME_BYTES_MAX, BUCKET, DEFAULT_STATUSES, DOMAIN, MAIL_ADDRESS, STATUSES, STORE, TOPIC,
-    exchange, is_known_status, root_problem,
+    ACL, AMQP_NAME, BUCKET, DEFAULT_STATUSES, DOMAIN, HOST, MAIL_ADDRESS, NAME, STATUSES, STORE, TOPIC, exchange,
+    is_known_status, root_problem,
 };
 use super::{
     Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, IrcAccount, S3Account, Secret, Sender, SesAccount,
@@ -107,8 +107,13 @@ fn admin(reader: &Reader<'_>) -> Option<SocketAddr> {
 
 fn broker(reader: &Reader<'_>) -> Broker {
     for name in ["PULSE_VHOST", "PULSE_LOGIN"] {
-        if reader.text(name).is_some_and(|text| text.len() > AMQP_NAME_BYTES_MAX) {
-            reader.problem(name, format!("expected a name of at most {AMQP_NAME_BYTES_MAX} bytes"));
+        if reader.text(name).is_some_and(|text| !(AMQP_NAME.fits)(text)) {
+            reader.problem(name, format!("expected {}", AMQP_NAME.what));
+        }
+    }
+    for name in ["PULSE_HOST", "SMTP_HOST", "IRC_HOST"] {
+        if let Some(text) = reader.text(name).filter(|text| !(HOST.fits)(text)) {
+            reader.problem(name, format!("expected {}, found {text:?}", HOST.what));
         }
     }
     Broker {
@@ -138,11 +143,8 @@ fn queue(reader: &Reader<'_>, login: &str, notes: &mut Vec<String>) -> Queue {
         .chain(exchanges.iter().map(|exchange| ("PULSE_EXCHANGES", full(exchange))))
         .chain(routing_keys.iter().map(|key| ("ROUTING_KEYS", key.clone())))
     {
-        if text.len() > AMQP_NAME_BYTES_MAX {
-            reader.problem(
-                variable,
-                format!("expected a name of at most {AMQP_NAME_BYTES_MAX} bytes, found {}", text.len()),
-            );
+        if !(AMQP_NAME.fits)(&text) {
+            reader.problem(variable, format!("expected {}", AMQP_NAME.what));
         }
     }
     let kinds = [("classic", QueueKind::Classic), ("quorum", QueueKind::Quorum)];
@@ -154,9 +156,8 @@ fn services(reader: &Reader<'_>) -> Vec<String> {
     reader.required("PN_SERVICES", "the plugins to enable, separated by colons, such as smtp");
     let mut services = reader.list("PN_SERVICES").unwrap_or_default();
     for service in &services {
-        let fits = service.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if !fits {
-            reader.problem("PN_SERVICES", format!("expected names of A-Z a-z 0-9 - _, found {service:?}"));
+        if !(NAME.fits)(service) {
+            reader.problem("PN_SERVICES", format!("expected each to be {}, found {service:?}", NAME.what));
         }
     }
     services.sort();
@@ -281,8 +282,8 @@ impl World {
     fn accounts(&self, broker: &Broker) -> BTreeMap<String, Account> {
         let smtp = self.smtp.clone().map(|smtp| (destination("email", SMTP_ACCOUNT), Account::Smtp(smtp)));
         let ses = self.ses.clone().map(|ses| (destination("email", SES_ACCOUNT), Account::Ses(ses)));
-        let sns = self.topic.as_ref().map(|_| (destination("sns", AWS_ACCOUNT), Account::Sns(AwsAccount::default())));
-        let s3 = self.s3.clone().map(|s3| (destination("s3", AWS_ACCOUNT), Account::S3(s3)));
+        let sns = self.topic.as_ref().map(|_| (destination("sns", SNS_ACCOUNT), Account::Sns(AwsAccount::default())));
+        let s3 = self.s3.clone().map(|s3| (destination("s3", S3_ACCOUNT), Account::S3(s3)));
         let irc = self.irc.clone().map(|irc| (destination("irc", IRC_ACCOUNT), Account::Irc(irc)));
         let amqp = self.exchange.as_ref().map(|_| (destination("amqp", PULSE_ACCOUNT), Account::Amqp(broker.clone())));
         [smtp, ses, sns, s3, irc, amqp].into_iter().flatten().collect()
@@ -301,8 +302,8 @@ impl World {
             sns: self
                 .topic
                 .as_deref()
-                .map(|topic| SnsGrant { account: AWS_ACCOUNT.into(), topics: vec![Pattern::to_the_letter(topic)] }),
-            s3: self.s3.as_ref().map(|_| S3Grant { account: AWS_ACCOUNT.into(), keys: any() }),
+                .map(|topic| SnsGrant { account: SNS_ACCOUNT.into(), topics: vec![Pattern::to_the_letter(topic)] }),
+            s3: self.s3.as_ref().map(|_| S3Grant { account: S3_ACCOUNT.into(), keys: any() }),
             irc: self.irc.as_ref().map(|_| IrcGrant { account: IRC_ACCOUNT.into(), channels: vec![Pattern::new("*")] }),
             amqp: self.exchange.as_deref().map(|exchange| AmqpGrant {
                 account: PULSE_ACCOUNT.into(),
@@ -372,7 +373,8 @@ pub(super) fn default_root() -> Url {
 
 const SMTP_ACCOUNT: &str = "smtp";
 const SES_ACCOUNT: &str = "ses";
-const AWS_ACCOUNT: &str = "aws";
+const SNS_ACCOUNT: &str = "sns";
+const S3_ACCOUNT: &str = "s3";
 const PULSE_ACCOUNT: &str = "pulse";
 const IRC_ACCOUNT: &str = "irc";
 /// What our variables begin with, and those of the predecessor.

@@ -51,7 +51,7 @@ pub(super) const NAME: Check = Check {
 };
 pub(super) const AMQP_NAME: Check = Check {
     what: "a name of at most 255 bytes, without control characters",
-    fits: |text| text.len() <= AMQP_NAME_BYTES_MAX && !text.contains(char::is_control),
+    fits: |text| text.len() <= 255 && !text.contains(char::is_control),
 };
 pub(super) const STORE: Check = Check {
     what: "sqlite:<path>, a file",
@@ -79,7 +79,6 @@ pub(super) fn is_known_status(status: &str) -> bool {
     status.contains('/') || STATUSES.contains(&status)
 }
 
-pub(super) const AMQP_NAME_BYTES_MAX: usize = 255;
 pub(super) const STATUSES: [&str; 7] = [
     "task-defined",
     "task-pending",

@@ -97,7 +97,7 @@ fn the_file_says_what_the_variables_say() {
         vec![("PN_ADMIN", "none"), ("TASKCLUSTER_ROOT_URL", "http://tc.example.com/")],
         vec![("PN_SERVICES", "log_collect"), ("S3_BUCKET", "b")],
         vec![("PN_SERVICES", "repulse"), ("REPULSE_EXCHANGE", "x"), ("PULSE_EXCHANGES", "exchange/me/x")],
-        vec![("PN_STORE", "sqlite:${x}"), ("PULSE_QUEUE", "q\tq")],
+        vec![("PN_STORE", "sqlite:${x}"), ("PULSE_QUEUE", "q \\ ü\"")],
         vec![("PN_DRAIN_SECONDS", "18446744073709551")],
     ];
     for case in cases {
