@@ -30,12 +30,24 @@ impl<'e> Findings<'e> {
         if problems.len() < PROBLEMS_MAX {
             let key = if key.is_empty() { String::new() } else { format!(": {key}") };
             let place = if line == 0 { format!("{file}{key}") } else { format!("{file}:{line}{key}") };
-            problems.push((file.to_owned(), line, Problem { place, what: what.into() }));
+            let problem = Problem { place: printable(&place), what: self.shown(&what.into()) };
+            problems.push((file.to_owned(), line, problem));
         }
     }
 
     pub(super) fn note(&self, note: impl Into<String>) {
-        self.notes.borrow_mut().push(note.into());
+        let note = self.shown(&note.into());
+        self.notes.borrow_mut().push(note);
+    }
+
+    /// The text as it may be seen: where a variable's value is in it, in a path for one, its name is.
+    fn shown(&self, text: &str) -> String {
+        let value = |name: &String| Some((self.environment.text(name)?, format!("${{{name}}}")));
+        let variables = self.variables.borrow();
+        let mut values: Vec<_> = variables.iter().filter_map(value).collect();
+        values.retain(|(value, _)| value.len() >= VALUE_BYTES_MIN);
+        values.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
+        printable(&values.into_iter().fold(text.to_owned(), |text, (value, name)| text.replace(value, &name)))
     }
 
     /// A key was asked for.
@@ -93,5 +105,12 @@ fn is_variable(name: &str) -> bool {
         && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
+/// The text with nothing in it that a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// What is shorter is in too many words to be looked for.
+const VALUE_BYTES_MIN: usize = 4;
 /// More than anybody reads at once.
 pub(super) const PROBLEMS_MAX: usize = 100;

@@ -254,6 +254,21 @@ fn a_problem_names_file_line_key_and_what_was_expected() {
 }
 
 #[test]
+fn a_secret_in_the_wrong_place_is_not_shown() {
+    let cases = [
+        changed("password = ", "password_file = "),
+        changed("[broker]", "[store]\nurl = \"sqlite:${PULSE_PASSWORD}/x.db\"\n[broker]"),
+        changed("[tenants.one]", "[tenants.one]\nidentities_file = \"${PULSE_PASSWORD}\""),
+        changed("[tenants.one.queue]", "[tenants.one.queue]\nexchanges = [\"${PULSE_PASSWORD}\", 3]"),
+        changed("host = \"mail", "host = \"a@${PULSE_PASSWORD}"),
+    ];
+    for text in cases {
+        let found = problems(&text).join("\n");
+        assert!(!found.contains("hunter"), "{found}");
+    }
+}
+
+#[test]
 fn every_problem_is_told_at_once_in_the_order_of_the_file() {
     let text = changed("login", "lgoin").replace("\"smtp\"", "\"stmp\"").replace("name = \"q\"", "");
     let found = problems(&text);
