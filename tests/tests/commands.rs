@@ -122,6 +122,12 @@ async fn a_bad_configuration_ends_with_78_and_says_where_and_what() -> Result<()
 
 /// Runs a command in a folder that has this file, with the password alone in the environment.
 async fn run_with_file(arguments: &[&str], file: &str) -> Result<(Option<i32>, String)> {
+    let plugins = plugins(&["smtp"])?;
+    let directory = |line: &str| match line.starts_with("directory = ") {
+        true => format!("directory = \"{}\"\n", plugins.path().display()),
+        false => format!("{line}\n"),
+    };
+    let file: String = file.lines().map(directory).collect();
     let mut service = Service::new(arguments)?.env("PULSE_PASSWORD", "hunter2");
     std::fs::write(service.directory().join("pn.toml"), file)?;
     service.start()?;
