@@ -47,6 +47,9 @@ fn smtp(section: &Section<'_>) -> SmtpAccount {
     if login.is_some() && !section.has("password") && !section.has("password_file") {
         section.problem("login", "expected a password beside it, found nothing");
     }
+    if !section.has("password") && !section.has("password_file") {
+        section.note("password", "not set: mails are sent without logging in");
+    }
     if password.is_some() && security == SmtpSecurity::None {
         section.note("security", "the password crosses the network in the clear");
     }

@@ -231,6 +231,9 @@ fn patterns(
         section.expected(key, &format!("a list of {what}"));
     }
     let texts = section.texts(key, what).unwrap_or_default();
+    if texts.iter().any(|text| text == "*") && matches!(key, "recipients" | "channels" | "topics") {
+        section.note(key, "the plugin may speak to anyone a task names");
+    }
     if !texts.iter().all(|text| fits(text) && !text.contains(char::is_control)) {
         section.problem(key, format!("expected a list of {what}, found something else in it"));
     }

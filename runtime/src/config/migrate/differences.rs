@@ -25,8 +25,8 @@ pub(super) fn say(file: &mut Writer, environment: &Environment, config: &Config)
     }
     differs(
         !config.tenants.iter().all(|tenant| tenant.identities.is_empty()),
-        "An id that a section names twice counts once, and one that nobody knows is logged and passed over: it stopped \
-         all other notifications of the task.",
+        "An id that a section names twice counts once, and one that nobody knows is logged and passed over. No identity \
+         may be named `default`: that is the section itself.",
     );
     differs(
         mails,
@@ -74,7 +74,10 @@ pub(super) fn say(file: &mut Writer, environment: &Environment, config: &Config)
          since a message to the exchange that is consumed from would come back for ever.",
     );
     let is_off = |name: &str| environment.text(name).is_some_and(|text| truth(text) == Some(false));
-    differs(is_off("PULSE_SSL"), "PULSE_SSL is read as a truth value and switches TLS off: any text counted as true.");
+    differs(
+        is_off("PULSE_SSL"),
+        "PULSE_SSL is read as a truth value (true, false, 1, 0, yes, no) and switches TLS off: make sure that this is meant.",
+    );
     differs(is_off("SMTP_TEMPLATE"), "SMTP_TEMPLATE is read as a truth value: mails have text alone.");
     differs(
         config.notes.iter().any(|note| note.starts_with("LOG_LEVEL")),
@@ -83,7 +86,7 @@ pub(super) fn say(file: &mut Writer, environment: &Environment, config: &Config)
     let figures: Vec<_> = environment.names(&["FLUX_", "INFLUXDB_"]).filter(|name| set(name)).collect();
     differs(
         !figures.is_empty(),
-        &format!("Nothing is written to InfluxDB ({}): the same figures are at /metrics.", figures.join(", ")),
+        &format!("Nothing is written to InfluxDB ({}): figures are at /metrics, for Prometheus.", figures.join(", ")),
     );
     let unread = config.notes.iter().filter(|note| note.ends_with("nothing reads it"));
     for note in unread.filter(|note| !figures.iter().any(|name| note.starts_with(name))) {
