@@ -10,25 +10,28 @@ macro_rules! say {
 
 mod check;
 mod demo;
+mod migrate;
 mod plugin;
 mod render;
 mod run;
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::{ConfigError, Environment};
+use crate::config::{self, ConfigError, Environment};
 use crate::registry::RegistryError;
 use crate::store::StoreError;
 use crate::trial::TrialError;
 
 /// Turns CI events into notifications, with plugins that nobody has to trust.
 ///
-/// Configured by environment variables: see the README, or `pulse-notifier check`.
+/// Configured by a file or by environment variables: see the README, `pulse-notifier config example` and
+/// `pulse-notifier check`.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -39,14 +42,34 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Consume events and deliver notifications until told to stop
-    Run,
+    Run(Source),
     /// Show notifications made of sample events: needs no configuration and sends nothing
     Demo(demo::Arguments),
     /// Validate the configuration and explain what it amounts to
-    Check,
+    Check(Source),
+    /// Print configuration files
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the configuration file that says what the environment variables say, and what will be different from the
+    /// earlier service
+    Migrate,
     /// Write a plugin, try it on an event, test it: needs no configuration and sends nothing
     #[command(subcommand)]
     Plugin(plugin::Command),
+}
+
+/// Where the configuration is.
+#[derive(clap::Args)]
+struct Source {
+    /// The configuration file; without one, that which PN_CONFIG names, else environment variables
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// A commented file with every key there is
+    Example,
 }
 
 /// The configuration, or what it names, is not usable.
@@ -74,18 +97,23 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     let level = environment.text("LOG_LEVEL");
     let done = match command {
-        Command::Run => {
+        Command::Run(source) => {
             start_log(log_level(level).unwrap_or(LevelFilter::INFO));
-            runtime.block_on(run::run(environment))
+            runtime.block_on(run::run(source.config.as_deref(), environment))
         }
         Command::Demo(arguments) => {
             start_log(log_level(level).unwrap_or(LevelFilter::WARN));
             runtime.block_on(demo::run(arguments, environment))
         }
-        Command::Check => {
+        Command::Check(source) => {
             start_log(LevelFilter::ERROR);
-            runtime.block_on(check::run(environment))
+            runtime.block_on(check::run(source.config.as_deref(), environment))
         }
+        Command::Config(ConfigCommand::Example) => {
+            print(config::EXAMPLE);
+            Ok(())
+        }
+        Command::Migrate => migrate::run(environment),
         Command::Plugin(command) => {
             start_log(log_level(level).unwrap_or(LevelFilter::ERROR));
             runtime.block_on(plugin::run(command))

@@ -1,8 +1,15 @@
 //! The only reader of files and of the environment. Enters: raw text. Leaves: a configuration in which everything is
 //! checked, or every problem found, each with its place and what was expected there.
 
+mod document;
 mod environment;
+mod file;
+mod findings;
+mod identities;
 mod legacy;
+mod migrate;
+mod surroundings;
+mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +24,7 @@ pub use environment::Environment;
 use crate::tenant::Tenant;
 
 /// Everything the service needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The AMQP broker.
     pub broker: Broker,
@@ -46,7 +53,7 @@ pub struct Config {
 }
 
 /// The AMQP broker and who we are there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Broker {
     /// Its host.
     pub host: String,
@@ -73,7 +80,7 @@ pub enum DeliveryMode {
 }
 
 /// Who we are somewhere, and where that is. Each variant has its sink.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Account {
     /// Mail by a server.
     Smtp(SmtpAccount),
@@ -89,8 +96,22 @@ pub enum Account {
     Amqp(Broker),
 }
 
+impl Account {
+    /// The capability it serves.
+    #[must_use]
+    pub const fn capability(&self) -> &'static str {
+        match self {
+            Self::Smtp(_) | Self::Ses(_) => "email",
+            Self::Sns(_) => "sns",
+            Self::S3(_) => "s3",
+            Self::Irc(_) => "irc",
+            Self::Amqp(_) => "amqp",
+        }
+    }
+}
+
 /// Who mails are from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sender {
     /// The address.
     pub from: String,
@@ -99,7 +120,7 @@ pub struct Sender {
 }
 
 /// Who we are at AWS. What is not set is looked for where the AWS tools look: environment, profiles, roles.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AwsAccount {
     /// The region; us-west-2 when nothing says otherwise.
     pub region: Option<String>,
@@ -112,7 +133,7 @@ pub struct AwsAccount {
 }
 
 /// Mail by SES.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SesAccount {
     /// Who we are there.
     pub aws: AwsAccount,
@@ -121,7 +142,7 @@ pub struct SesAccount {
 }
 
 /// One bucket.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct S3Account {
     /// Who we are there.
     pub aws: AwsAccount,
@@ -132,7 +153,7 @@ pub struct S3Account {
 }
 
 /// A server that takes mail, and who we are there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SmtpAccount {
     /// Its host.
     pub host: String,
@@ -170,7 +191,7 @@ pub struct InfluxAccount {
 }
 
 /// An IRC server, and who we are there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct IrcAccount {
     /// Its host.
     pub host: String,
@@ -237,7 +258,29 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// A configuration file in which every key is there and explained.
+pub const EXAMPLE: &str = include_str!("config/example.toml");
+
 impl Config {
+    /// Reads the file, else the one that `PN_CONFIG` names, else the predecessor's variables.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
+        match file.or_else(|| environment.text("PN_CONFIG").map(Path::new)) {
+            Some(file) => Self::from_file(file, environment),
+            None => Self::from_environment(environment),
+        }
+    }
+
+    /// Reads a configuration file, and those of the tenants when it names their folder.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn from_file(file: &Path, environment: &Environment) -> Result<Self, ConfigError> {
+        file::read(file, environment)
+    }
+
     /// Reads the configuration that the predecessor's variables, and ours beside them, describe.
     ///
     /// # Errors
@@ -245,6 +288,15 @@ impl Config {
     pub fn from_environment(environment: &Environment) -> Result<Self, ConfigError> {
         legacy::read(environment)
     }
+}
+
+/// The predecessor's variables, and ours beside them, as a configuration file that says the same, without secrets; what
+/// will be different from the predecessor is said in comments.
+///
+/// # Errors
+/// Every problem found in the variables.
+pub fn migrate(environment: &Environment) -> Result<String, ConfigError> {
+    migrate::migrate(environment)
 }
 
 /// Where plugins are unless said otherwise: `plugins` in the working directory, else beside the binary.
@@ -262,6 +314,16 @@ pub fn default_plugins() -> PathBuf {
 pub(crate) fn default_root() -> Url {
     legacy::default_root()
 }
+
+/// The known word that a misspelt one probably means.
+fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word: String = word.chars().take(WORD_CHARS_MAX).collect();
+    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(&word, known);
+    let known = known.into_iter().map(|known| (likeness(known), known)).filter(|(likeness, _)| *likeness >= 0.6);
+    known.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, known)| known)
+}
+
+const WORD_CHARS_MAX: usize = 80;
 
 fn read_file(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))

@@ -1,6 +1,7 @@
 //! On whose behalf things happen: a tenant's queue, identities and plugins, as the operator set them. Plain data.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use url::Url;
@@ -11,7 +12,7 @@ use crate::sandbox::Limits;
 use crate::store::Binding;
 
 /// One tenant.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Tenant {
     /// Its name.
     pub name: String,
@@ -50,7 +51,7 @@ impl LogCollection {
 }
 
 /// On what terms a plugin runs for a tenant.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default, PartialEq)]
 pub struct PluginTerms {
     /// What it may ask for.
     pub grant: Arc<Grant>,
@@ -58,6 +59,16 @@ pub struct PluginTerms {
     pub settings: Arc<BTreeMap<String, String>>,
     /// How much it may use.
     pub limits: Limits,
+}
+
+/// A setting may be a secret: its name alone is shown.
+impl fmt::Debug for PluginTerms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { grant, settings, limits } = self;
+        let names: Vec<_> = settings.keys().collect();
+        let mut shown = f.debug_struct("PluginTerms");
+        shown.field("grant", grant).field("settings", &names).field("limits", limits).finish()
+    }
 }
 
 /// A queue on the broker.

@@ -97,13 +97,16 @@ async fn check_explains_a_good_configuration_and_shows_no_secret() -> Result<()>
 
 #[tokio::test]
 async fn a_bad_configuration_ends_with_78_and_says_where_and_what() -> Result<()> {
-    let cases: [(&[(&str, &str)], &str); 6] = [
+    let cases: [(&[(&str, &str)], &str); 9] = [
         (&[("PULSE_PORT", "many")], "PULSE_PORT: expected a port, found \"many\""),
         (&[("PN_SERVICES", "")], "PN_SERVICES: expected the plugins to enable"),
         (&[("PN_SERVICES", "smtp:nope")], "plugin nope: read "),
         (&[("SMTP_SECURITY", "ssl")], "SMTP_SECURITY: expected one of starttls, tls, none, found \"ssl\""),
         (&[("PN_IDENTITIES", "nowhere.yml")], "PN_IDENTITIES: read nowhere.yml"),
         (&[("PN_STORE", "mysql://u:hunter3@h/d")], "PN_STORE: expected sqlite:<path>"),
+        (&[("PN_STORE", "sqlite:nowhere/at/all.db")], "the store: expected a folder that exists, found no nowhere/at"),
+        (&[("SSL_CERT_FILE", "nowhere.pem")], "SSL_CERT_FILE: read nowhere.pem"),
+        (&[("PN_CONFIG", "nowhere.toml")], "nowhere.toml: expected a file of TOML"),
     ];
     for (changed, expected) in cases {
         for command in ["check", "run"] {
@@ -114,6 +117,62 @@ async fn a_bad_configuration_ends_with_78_and_says_where_and_what() -> Result<()
             assert!(!output.contains("hunter"), "{output}");
         }
     }
+    Ok(())
+}
+
+/// Runs a command in a folder that has this file, with the password alone in the environment.
+async fn run_with_file(arguments: &[&str], file: &str) -> Result<(Option<i32>, String)> {
+    let plugins = plugins(&["smtp"])?;
+    let directory = |line: &str| match line.starts_with("directory = ") {
+        true => format!("directory = \"{}\"\n", plugins.path().display()),
+        false => format!("{line}\n"),
+    };
+    let file: String = file.lines().map(directory).collect();
+    let mut service = Service::new(arguments)?.env("PULSE_PASSWORD", "hunter2");
+    std::fs::write(service.directory().join("pn.toml"), file)?;
+    service.start()?;
+    let status = service.wait_exit(SOON).await?;
+    Ok((status.code(), service.output()))
+}
+
+#[tokio::test]
+async fn what_migrate_prints_is_a_configuration_that_check_explains() -> Result<()> {
+    let (code, file) = run(&["migrate"], &LEAST).await?;
+    assert_eq!(code, Some(0), "{file}");
+    assert!(file.contains("password = \"${PULSE_PASSWORD}\"") && !file.contains("hunter2"), "{file}");
+    let (code, output) = run_with_file(&["check", "--config", "pn.toml"], &file).await?;
+    assert_eq!(code, Some(0), "{output}");
+    for expected in ["queue/me/q", "mail.example.com:587, STARTTLS", "may mail * by account smtp"] {
+        assert!(output.contains(expected), "{expected}: {output}");
+    }
+    assert!(!output.contains("hunter2"), "{output}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bad_configuration_file_ends_with_78_and_says_file_line_and_key() -> Result<()> {
+    let (_, file) = run(&["migrate"], &LEAST).await?;
+    let line = file.lines().position(|line| line == "[broker]").context("a broker")? + 2;
+    let file = file.replace("[broker]\nhost", "[broker]\nhots");
+    for command in ["check", "run"] {
+        let (code, output) = run_with_file(&[command, "--config", "pn.toml"], &file).await?;
+        assert_eq!(code, Some(78), "{output}");
+        assert!(output.contains(&format!("pn.toml:{line}: broker.hots: expected one of host, ")), "{output}");
+        assert!(output.contains("did you mean host?"), "{output}");
+        assert!(!output.contains("hunter"), "{output}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_example_of_a_configuration_wants_only_its_secrets() -> Result<()> {
+    let (code, file) = run(&["config", "example"], &[]).await?;
+    assert_eq!(code, Some(0), "{file}");
+    let (code, output) = run_with_file(&["check", "--config", "pn.toml"], &file).await?;
+    assert_eq!(code, Some(78), "{output}");
+    let problems: Vec<_> = output.lines().filter(|line| line.starts_with("  ")).collect();
+    assert!(problems.iter().all(|problem| problem.contains("to be set in the environment")), "{output}");
+    assert_eq!(problems.len(), 4, "{output}");
     Ok(())
 }
 

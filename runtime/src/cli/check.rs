@@ -1,5 +1,7 @@
 //! `check`: validates the configuration and says what it amounts to. Connects to nothing.
 
+use std::path::Path;
+
 use super::PluginErrors;
 use crate::config::{Account, AwsAccount, Config, DeliveryMode, Environment, SmtpSecurity};
 use crate::grant::Pattern;
@@ -7,8 +9,8 @@ use crate::registry::Registry;
 use crate::sandbox::{Sandbox, Version};
 use crate::tenant::{QueueKind, Tenant};
 
-pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
-    let config = Config::from_environment(environment)?;
+pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
+    let config = Config::load(file, environment)?;
     let sandbox = Sandbox::start()?;
     let registry = Registry::load(&sandbox, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
     explain_service(&config);

@@ -1,5 +1,6 @@
 //! `run`: the service, until it is told to stop.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,15 +19,17 @@ use crate::sandbox::Sandbox;
 use crate::service::{Parts, Service, sinks};
 use crate::timing::Timing;
 
-pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
-    let config = Config::from_environment(environment)?;
+pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
+    let config = Config::load(file, environment)?;
     for note in &config.notes {
         tracing::warn!("{note}");
     }
     let mut signals = Signals::listen()?;
     let admin = match config.admin {
         Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
-            format!("listen on {address} for health and metrics (PN_ADMIN: another address, or none)")
+            format!(
+                "listen on {address} for health and metrics (another address, or none: listen in [admin], or PN_ADMIN)"
+            )
         })?),
         None => None,
     };

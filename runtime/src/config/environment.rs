@@ -41,6 +41,12 @@ impl Environment {
             Value::NotUnicode => None,
         }
     }
+
+    /// The names of those that are set and begin with one of these.
+    pub(super) fn names<'a>(&'a self, prefixes: &'a [&str]) -> impl Iterator<Item = &'a str> {
+        let begins = |name: &&str| prefixes.iter().any(|prefix| name.starts_with(prefix));
+        self.0.keys().map(String::as_str).filter(begins)
+    }
 }
 
 impl<'a> FromIterator<(&'a str, &'a str)> for Environment {
@@ -142,8 +148,7 @@ impl<'a> Reader<'a> {
     /// Variables that look like ours and that nobody read.
     pub(super) fn unread(&self, prefixes: &[&str]) -> Vec<String> {
         let read = self.read.borrow();
-        let ours = |name: &&String| prefixes.iter().any(|prefix| name.starts_with(prefix)) && !read.contains(*name);
-        self.environment.0.keys().filter(ours).cloned().collect()
+        self.environment.names(prefixes).filter(|name| !read.contains(*name)).map(str::to_owned).collect()
     }
 
     /// The value, unless something was wrong.

@@ -7,17 +7,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
 use url::Url;
 
 use super::environment::{Environment, Reader, truth};
+use super::file::DEFAULT_STORE;
+use super::value::{
+    ACL, AMQP_NAME, BUCKET, DEFAULT_STATUSES, DOMAIN, HOST, MAIL_ADDRESS, NAME, STATUSES, STORE, TOPIC, exchange,
+    is_known_status, root_problem,
+};
 use super::{
-    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, InfluxAccount, IrcAccount, S3Account, Secret,
-    Sender, SesAccount, SmtpAccount, SmtpSecurity, default_plugins, read_file,
+    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, InfluxAccount, IrcAccount, S3Account, Secret, Sender, SesAccount,
+    SmtpAccount, SmtpSecurity, default_plugins, identities, read_file, surroundings,
 };
 use crate::effect::destination;
-use crate::grant::{self, AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, SnsGrant};
-use crate::intake::notification::{DEFAULT_IDENTITY, Identities};
+use crate::grant::{AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, SnsGrant};
+use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
 use crate::store::Binding;
 use crate::tenant::{LogCollection, PluginTerms, Queue, QueueKind, Tenant};
@@ -48,7 +52,7 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
     let config = Config {
         taskcluster_root: reader.parsed("TASKCLUSTER_ROOT_URL", "a URL", default_root()),
         plugins: reader.text("PN_PLUGINS").map_or_else(default_plugins, PathBuf::from),
-        store: reader.text("PN_STORE").unwrap_or("sqlite:pulse-notifier.db").to_owned(),
+        store: reader.text("PN_STORE").unwrap_or(DEFAULT_STORE).to_owned(),
         delivery: reader.one_of(
             "PN_DELIVERY",
             &[("send", DeliveryMode::Send), ("capture", DeliveryMode::Capture)],
@@ -65,25 +69,29 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         ),
         notes: Vec::new(),
     };
-    if !matches!(config.taskcluster_root.scheme(), "http" | "https") {
-        reader.problem("TASKCLUSTER_ROOT_URL", "expected an http or https URL");
+    if let Some(why) = root_problem(&config.taskcluster_root) {
+        reader.problem("TASKCLUSTER_ROOT_URL", why);
     }
-    if !config.taskcluster_root.username().is_empty() || config.taskcluster_root.password().is_some() {
-        reader.problem("TASKCLUSTER_ROOT_URL", "expected a URL without user and password: it is shown to everybody");
+    if !(STORE.fits)(&config.store) {
+        // Another database's address may hold a password.
+        reader.problem("PN_STORE", format!("expected {}", STORE.what));
     }
-    if !config.store.strip_prefix("sqlite:").is_some_and(|path| !path.is_empty() && !path.contains(":memory:")) {
-        reader.problem("PN_STORE", "expected sqlite:<path>, a file");
+    let found = surroundings::look(environment, Some(&config.store));
+    for (place, what) in found.problems {
+        reader.problem(place, what);
     }
-    reader.text("LOG_LEVEL"); // read by `cli` before anything else
+    notes.extend(found.notes);
+    // The one is read by `cli` before anything else; the other would have named a file to read instead.
+    for name in ["LOG_LEVEL", "PN_CONFIG"] {
+        reader.text(name);
+    }
     if config.delivery == DeliveryMode::Capture {
         notes.push("PN_DELIVERY=capture: effects are kept and shown, nothing is sent".into());
     }
     notes.push(
         "the predecessor's grants apply: every plugin may mail anyone and talk in any channel a task names".into(),
     );
-    for name in
-        reader.unread(&["PN_", "PULSE_", "SMTP_", "IRC_", "SNS_", "S3_", "SES_", "REPULSE_", "FLUX_", "INFLUXDB_"])
-    {
+    for name in reader.unread(&OURS) {
         notes.push(format!("{name} is set, but nothing reads it"));
     }
     reader.finish(Config { notes, ..config })
@@ -120,8 +128,13 @@ fn influx(reader: &Reader<'_>) -> Option<InfluxAccount> {
 
 fn broker(reader: &Reader<'_>) -> Broker {
     for name in ["PULSE_VHOST", "PULSE_LOGIN"] {
-        if reader.text(name).is_some_and(|text| text.len() > AMQP_NAME_BYTES_MAX) {
-            reader.problem(name, format!("expected a name of at most {AMQP_NAME_BYTES_MAX} bytes"));
+        if reader.text(name).is_some_and(|text| !(AMQP_NAME.fits)(text)) {
+            reader.problem(name, format!("expected {}", AMQP_NAME.what));
+        }
+    }
+    for name in ["PULSE_HOST", "SMTP_HOST", "IRC_HOST"] {
+        if let Some(text) = reader.text(name).filter(|text| !(HOST.fits)(text)) {
+            reader.problem(name, format!("expected {}, found {text:?}", HOST.what));
         }
     }
     Broker {
@@ -139,15 +152,10 @@ fn queue(reader: &Reader<'_>, login: &str, notes: &mut Vec<String>) -> Queue {
     let exchanges = reader.list("PULSE_EXCHANGES");
     let exchanges = exchanges.unwrap_or_else(|| DEFAULT_STATUSES.map(str::to_owned).to_vec());
     let routing_keys = reader.list("ROUTING_KEYS").unwrap_or_else(|| vec!["#".into()]);
-    for exchange in &exchanges {
-        if !exchange.contains('/') && !STATUSES.contains(&exchange.as_str()) {
-            notes.push(format!("PULSE_EXCHANGES: {exchange:?} is none of {}", STATUSES.join(", ")));
-        }
+    for status in exchanges.iter().filter(|status| !is_known_status(status)) {
+        notes.push(format!("PULSE_EXCHANGES: {status:?} is none of {}", STATUSES.join(", ")));
     }
-    let full = |exchange: &String| match exchange.contains('/') {
-        true => exchange.clone(),
-        false => format!("exchange/taskcluster-queue/v1/{exchange}"),
-    };
+    let full = |status: &String| exchange(status);
     let bindings = exchanges.iter().map(full).flat_map(|exchange| {
         routing_keys.iter().map(move |key| Binding { exchange: exchange.clone(), routing_key: key.clone() })
     });
@@ -156,11 +164,8 @@ fn queue(reader: &Reader<'_>, login: &str, notes: &mut Vec<String>) -> Queue {
         .chain(exchanges.iter().map(|exchange| ("PULSE_EXCHANGES", full(exchange))))
         .chain(routing_keys.iter().map(|key| ("ROUTING_KEYS", key.clone())))
     {
-        if text.len() > AMQP_NAME_BYTES_MAX {
-            reader.problem(
-                variable,
-                format!("expected a name of at most {AMQP_NAME_BYTES_MAX} bytes, found {}", text.len()),
-            );
+        if !(AMQP_NAME.fits)(&text) {
+            reader.problem(variable, format!("expected {}", AMQP_NAME.what));
         }
     }
     let kinds = [("classic", QueueKind::Classic), ("quorum", QueueKind::Quorum)];
@@ -172,9 +177,8 @@ fn services(reader: &Reader<'_>) -> Vec<String> {
     reader.required("PN_SERVICES", "the plugins to enable, separated by colons, such as smtp");
     let mut services = reader.list("PN_SERVICES").unwrap_or_default();
     for service in &services {
-        let fits = service.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if !fits {
-            reader.problem("PN_SERVICES", format!("expected names of A-Z a-z 0-9 - _, found {service:?}"));
+        if !(NAME.fits)(service) {
+            reader.problem("PN_SERVICES", format!("expected each to be {}, found {service:?}", NAME.what));
         }
     }
     services.sort();
@@ -209,11 +213,11 @@ fn smtp(reader: &Reader<'_>, needed: bool, notes: &mut Vec<String>) -> Option<Sm
 
 fn sender(reader: &Reader<'_>, variable: &str, what: &str) -> Sender {
     let from = reader.required(variable, what);
-    if !from.is_empty() && from.parse::<lettre::Address>().is_err() {
+    if !from.is_empty() && !(MAIL_ADDRESS.fits)(from) {
         reader.problem(variable, format!("expected a mail address, found {from:?}"));
     }
     let domain = reader.text("EMAIL_THREADING_DOMAIN").unwrap_or("mozilla.com");
-    if !domain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-') {
+    if !(DOMAIN.fits)(domain) {
         reader.problem("EMAIL_THREADING_DOMAIN", format!("expected a domain, found {domain:?}"));
     }
     Sender { from: from.to_owned(), threading_domain: domain.to_owned() }
@@ -232,11 +236,8 @@ fn ses(reader: &Reader<'_>, needed: bool) -> Option<SesAccount> {
 /// `SNS_ARN`: the one topic.
 fn topic(reader: &Reader<'_>, needed: bool) -> Option<String> {
     let topic = if needed { reader.required("SNS_ARN", "the ARN of a topic") } else { reader.text("SNS_ARN")? };
-    if !topic.is_empty() && grant::sns::region(topic).is_none() {
-        reader.problem(
-            "SNS_ARN",
-            format!("expected the ARN of a topic, arn:aws:sns:<region>:<account>:<name>, found {topic:?}"),
-        );
+    if !topic.is_empty() && !(TOPIC.fits)(topic) {
+        reader.problem("SNS_ARN", format!("expected {}, found {topic:?}", TOPIC.what));
     }
     Some(topic.to_owned())
 }
@@ -245,12 +246,11 @@ fn s3(reader: &Reader<'_>, needed: bool) -> Option<S3Account> {
     let acl = reader.text("S3_ACL").unwrap_or("public-read");
     let bucket =
         if needed { reader.required("S3_BUCKET", "the bucket that logs go to") } else { reader.text("S3_BUCKET")? };
-    let fits = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
-    if !bucket.bytes().all(fits) || bucket.len() > 255 {
+    if !(BUCKET.fits)(bucket) {
         reader.problem("S3_BUCKET", format!("expected the name of a bucket, found {bucket:?}"));
     }
-    if !acl.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') {
-        reader.problem("S3_ACL", format!("expected a canned ACL such as public-read, or none, found {acl:?}"));
+    if !(ACL.fits)(acl) {
+        reader.problem("S3_ACL", format!("expected {}, found {acl:?}", ACL.what));
     }
     let acl = (acl != "none").then(|| acl.to_owned());
     Some(S3Account { aws: AwsAccount::default(), bucket: bucket.to_owned(), acl })
@@ -261,7 +261,7 @@ fn repulse_exchange(reader: &Reader<'_>, needed: bool, login: &str) -> Option<St
     let what = "the exchange to publish to again, without exchange/<login>/";
     let name = if needed { reader.required("REPULSE_EXCHANGE", what) } else { reader.text("REPULSE_EXCHANGE")? };
     let full = format!("exchange/{login}/{name}");
-    if full.len() > AMQP_NAME_BYTES_MAX || full.contains(char::is_control) {
+    if !(AMQP_NAME.fits)(&full) {
         reader.problem("REPULSE_EXCHANGE", format!("expected a name, found {name:?}"));
     }
     Some(full)
@@ -303,8 +303,8 @@ impl World {
     fn accounts(&self, broker: &Broker) -> BTreeMap<String, Account> {
         let smtp = self.smtp.clone().map(|smtp| (destination("email", SMTP_ACCOUNT), Account::Smtp(smtp)));
         let ses = self.ses.clone().map(|ses| (destination("email", SES_ACCOUNT), Account::Ses(ses)));
-        let sns = self.topic.as_ref().map(|_| (destination("sns", AWS_ACCOUNT), Account::Sns(AwsAccount::default())));
-        let s3 = self.s3.clone().map(|s3| (destination("s3", AWS_ACCOUNT), Account::S3(s3)));
+        let sns = self.topic.as_ref().map(|_| (destination("sns", SNS_ACCOUNT), Account::Sns(AwsAccount::default())));
+        let s3 = self.s3.clone().map(|s3| (destination("s3", S3_ACCOUNT), Account::S3(s3)));
         let irc = self.irc.clone().map(|irc| (destination("irc", IRC_ACCOUNT), Account::Irc(irc)));
         let amqp = self.exchange.as_ref().map(|_| (destination("amqp", PULSE_ACCOUNT), Account::Amqp(broker.clone())));
         [smtp, ses, sns, s3, irc, amqp].into_iter().flatten().collect()
@@ -323,8 +323,8 @@ impl World {
             sns: self
                 .topic
                 .as_deref()
-                .map(|topic| SnsGrant { account: AWS_ACCOUNT.into(), topics: vec![Pattern::to_the_letter(topic)] }),
-            s3: self.s3.as_ref().map(|_| S3Grant { account: AWS_ACCOUNT.into(), keys: any() }),
+                .map(|topic| SnsGrant { account: SNS_ACCOUNT.into(), topics: vec![Pattern::to_the_letter(topic)] }),
+            s3: self.s3.as_ref().map(|_| S3Grant { account: S3_ACCOUNT.into(), keys: any() }),
             irc: self.irc.as_ref().map(|_| IrcGrant { account: IRC_ACCOUNT.into(), channels: vec![Pattern::new("*")] }),
             amqp: self.exchange.as_deref().map(|exchange| AmqpGrant {
                 account: PULSE_ACCOUNT.into(),
@@ -384,39 +384,7 @@ fn identities(reader: &Reader<'_>) -> Identities {
         (None, Some(name)) => ("ID_ENV", PathBuf::from(format!("id_configs/{name}.yml"))),
         (None, None) => return Identities::new(),
     };
-    let text = match read_file(&path) {
-        Ok(text) => text,
-        Err(why) => {
-            reader.problem(variable, why);
-            return Identities::new();
-        }
-    };
-    let place = path.display().to_string();
-    let parsed: Option<Map<String, Value>> = match serde_saphyr::from_str(&text) {
-        Ok(parsed) => parsed,
-        Err(error) => {
-            let error = error.to_string();
-            reader
-                .problem(&place, format!("expected YAML, identities by name: {}", error.lines().next().unwrap_or("")));
-            return Identities::new();
-        }
-    };
-    let mut identities = Identities::new();
-    for (name, value) in parsed.unwrap_or_default() {
-        match value {
-            _ if name == DEFAULT_IDENTITY => {
-                reader
-                    .problem(&place, "an identity may not be named default: that is the section as its task wrote it");
-            }
-            Value::Object(overlay) => _ = identities.insert(name, overlay),
-            Value::Null => _ = identities.insert(name, Map::new()),
-            other => {
-                let found = crate::intake::event::kind(&other);
-                reader.problem(&place, format!("{name}: expected a map such as {{emails: []}}, found {found}"));
-            }
-        }
-    }
-    identities
+    identities::read(&path, |place, what| reader.problem(place.unwrap_or(variable), what))
 }
 
 pub(super) fn default_root() -> Url {
@@ -426,20 +394,13 @@ pub(super) fn default_root() -> Url {
 
 const SMTP_ACCOUNT: &str = "smtp";
 const SES_ACCOUNT: &str = "ses";
-const AWS_ACCOUNT: &str = "aws";
+const SNS_ACCOUNT: &str = "sns";
+const S3_ACCOUNT: &str = "s3";
 const PULSE_ACCOUNT: &str = "pulse";
 const IRC_ACCOUNT: &str = "irc";
-const AMQP_NAME_BYTES_MAX: usize = 255;
-const STATUSES: [&str; 7] = [
-    "task-defined",
-    "task-pending",
-    "task-running",
-    "artifact-created",
-    "task-completed",
-    "task-failed",
-    "task-exception",
-];
-const DEFAULT_STATUSES: [&str; 3] = ["task-completed", "task-failed", "task-exception"];
+/// What our variables begin with, and those of the predecessor.
+pub(super) const OURS: [&str; 10] =
+    ["PN_", "PULSE_", "SMTP_", "IRC_", "SNS_", "S3_", "SES_", "REPULSE_", "FLUX_", "INFLUXDB_"];
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,455 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use toml::de::{DeTable, DeValue};
+
+use super::super::{Account, EXAMPLE, Secret};
+use super::*;
+
+const ENVIRONMENT: [(&str, &str); 5] = [
+    ("PULSE_PASSWORD", "hunter1"),
+    ("SMTP_PASSWD", "hunter2"),
+    ("AWS_SECRET", "hunter3"),
+    ("IRC_PASS", "hunter4"),
+    ("RABBITMQ_PASSWORD", "hunter5"),
+];
+
+const LEAST: &str = r##"
+tenants = {}
+[broker]
+login = "me"
+password = "${PULSE_PASSWORD}"
+[tenants.one]
+[tenants.one.queue]
+name = "q"
+[tenants.one.accounts.mail]
+kind = "smtp"
+host = "mail.example.com"
+from = "ci@example.com"
+[tenants.one.plugins.smtp.grant.email]
+account = "mail"
+recipients = ["*@example.com"]
+"##;
+
+fn least() -> String {
+    LEAST.replacen("tenants = {}\n", "", 1)
+}
+
+fn environment() -> Environment {
+    ENVIRONMENT.into_iter().collect()
+}
+
+fn read_text(text: &str) -> Result<Config, ConfigError> {
+    parse("pn.toml", Ok(text.to_owned()), &environment())
+}
+
+fn problems(text: &str) -> Vec<String> {
+    let problems = read_text(text).map(|config| config.notes).unwrap_err().problems;
+    problems.into_iter().map(|problem| format!("{}: {}", problem.place, problem.what)).collect()
+}
+
+fn changed(from: &str, to: &str) -> String {
+    let text = least();
+    assert!(text.contains(from), "{from}");
+    text.replacen(from, to, 1)
+}
+
+/// The example with the other ways to say things instead of being comments.
+fn uncommented() -> String {
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) && !rest.starts_with("tenants") => {
+            rest.to_owned()
+        }
+        _ => line.to_owned(),
+    };
+    EXAMPLE.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn keys(table: &DeTable<'_>, general: &str, keys_found: &mut BTreeSet<String>) {
+    let named = ["tenants", "tenants.*.accounts", "tenants.*.plugins"].contains(&general);
+    for (key, value) in table {
+        let key = if named { "*" } else { key.get_ref().as_ref() };
+        let path = if general.is_empty() { key.to_owned() } else { format!("{general}.{key}") };
+        if !named {
+            keys_found.insert(path.clone());
+        }
+        let is_free = ["identities", "settings", "settings_files", "sources"].contains(&key);
+        if let (DeValue::Table(table), false) = (value.get_ref(), is_free) {
+            keys(table, &path, keys_found);
+        }
+    }
+}
+
+#[test]
+fn the_example_is_a_good_configuration() {
+    let config = read_text(EXAMPLE).unwrap();
+    let destinations: Vec<_> = config.accounts.keys().map(String::as_str).collect();
+    assert_eq!(
+        destinations,
+        [
+            "amqp/release.pulse",
+            "email/release.amazon",
+            "email/release.mail",
+            "irc/release.chat",
+            "s3/release.logs",
+            "sns/release.topics"
+        ]
+    );
+    let Account::Smtp(smtp) = &config.accounts["email/release.mail"] else { panic!() };
+    assert_eq!(smtp.login, Some(("ci@example.com".to_owned(), Secret::new("hunter2".to_owned()))));
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("hunter"), "{shown}");
+    assert!(!shown.contains("Hello"), "{shown}");
+}
+
+#[test]
+fn the_example_has_every_key_and_no_other() {
+    let environment = environment();
+    let findings = Findings::new(&environment);
+    service(&findings, "example.toml", EXAMPLE);
+    let text = uncommented();
+    let mut in_example = BTreeSet::new();
+    keys(DeTable::parse(&text).unwrap().get_ref(), "", &mut in_example);
+    assert_eq!(in_example, findings.asked());
+}
+
+#[test]
+fn the_examples_limits_are_the_usual_ones() {
+    let config = read_text(EXAMPLE).unwrap();
+    assert_eq!(config.tenants[0].plugins["smtp"].limits, crate::sandbox::Limits::default());
+}
+
+#[test]
+fn a_problem_names_file_line_key_and_what_was_expected() {
+    let cases = [
+        ("login = \"me\"", "", "pn.toml:2: broker.login: expected a name of at most 255 bytes"),
+        ("login = \"me\"", "login = 3", "pn.toml:3: broker.login: expected a name of at most 255 bytes"),
+        (
+            "login",
+            "lgoin",
+            "pn.toml:3: broker.lgoin: expected one of host, port, tls, vhost, login, password, \
+          password_file, found an unknown key: did you mean login?",
+        ),
+        ("[broker]", "[broker]\nport = 0", "pn.toml:3: broker.port: expected a port from 1 to 65535, found 0"),
+        (
+            "[broker]",
+            "[broker]\nport = \"many\"",
+            "pn.toml:3: broker.port: expected a port (a whole number), found \"many\"",
+        ),
+        ("[broker]", "[broker]\ntls = 1", "pn.toml:3: broker.tls: expected true or false, found 1"),
+        (
+            "[broker]",
+            "delivery = \"sent\"\n[broker]",
+            "pn.toml:2: delivery: expected one of send, capture, found \"sent\": did you mean send?",
+        ),
+        (
+            "[broker]",
+            "keep_days = 0\n[broker]",
+            "pn.toml:2: keep_days: expected a number of days from 1 to 10000, found 0",
+        ),
+        (
+            "[broker]",
+            "[taskcluster]\nroot_url = \"ftp://x\"\n[broker]",
+            "pn.toml:3: taskcluster.root_url: expected an http or https URL",
+        ),
+        (
+            "[broker]",
+            "[store]\nurl = \"mysql://u:hunter9@h/d\"\n[broker]",
+            "pn.toml:3: store.url: expected sqlite:<path>, a file, found a text",
+        ),
+        (
+            "[broker]",
+            "[store]\nurl = \"sqlite:nowhere/at/all.db\"\n[broker]",
+            "the store: expected a folder that exists, found no nowhere/at",
+        ),
+        (
+            "[broker]",
+            "[admin]\nlisten = \"8787\"\n[broker]",
+            "pn.toml:3: admin.listen: expected an address such as 127.0.0.1:8787, or none, found \"8787\"",
+        ),
+        ("[broker]", "broker = 3\n[other]", "pn.toml:2: broker: expected a table, found a whole number"),
+        (
+            "${PULSE_PASSWORD}",
+            "${PULSE_PASSWROD}",
+            "pn.toml:4: broker.password: expected the variable PULSE_PASSWROD to be set",
+        ),
+        ("${PULSE_PASSWORD}", "${oh no}", "pn.toml:4: broker.password: expected ${VARIABLE}"),
+        (
+            "\"${PULSE_PASSWORD}\"",
+            "12345",
+            "pn.toml:4: broker.password: expected the user's password, found a whole number",
+        ),
+        (
+            "password = ",
+            "password_file = \"nowhere\"\npassword = ",
+            "pn.toml:4: broker.password_file: expected one of password and password_file, found both",
+        ),
+        (
+            "password = \"${PULSE_PASSWORD}\"",
+            "password_file = \"nowhere\"",
+            "pn.toml:4: broker.password_file: read nowhere",
+        ),
+        ("name = \"q\"", "", "pn.toml:6: tenants.one.queue.name: expected the queue's name"),
+        (
+            "name = \"q\"",
+            "name = \"q\"\ntype = \"quorun\"",
+            "tenants.one.queue.type: expected one of plain, classic, quorum, found \"quorun\": did you mean quorum?",
+        ),
+        (
+            "name = \"q\"",
+            "name = \"q\"\nrouting_keys = \"#\"",
+            "pn.toml:8: tenants.one.queue.routing_keys: expected a list of routing keys, found \"#\"",
+        ),
+        (
+            "\"smtp\"",
+            "\"stmp\"",
+            "tenants.one.accounts.mail.kind: expected one of smtp, ses, sns, s3, irc, amqp, found \"stmp\": did you mean smtp?",
+        ),
+        ("ci@example.com", "nobody", "tenants.one.accounts.mail.from: expected a mail address, found \"nobody\""),
+        (
+            "account = \"mail\"",
+            "account = \"mial\"",
+            "pn.toml:13: tenants.one.plugins.smtp.grant.email.account: expected an account for email: mail, found another name: did you mean mail?",
+        ),
+        (
+            "grant.email",
+            "grant.irc",
+            "tenants.one.plugins.smtp.grant.irc.account: expected an account for irc (the tenant has none), found mail, which is for email",
+        ),
+        (
+            "*@example.com",
+            "example com",
+            "pn.toml:14: tenants.one.plugins.smtp.grant.email.recipients: expected a list of addresses",
+        ),
+        (
+            "[\"*@example.com\"]",
+            "[]",
+            "tenants.one.plugins.smtp.grant.email.recipients: expected a list of addresses, * standing for anything, found an empty one",
+        ),
+        (
+            "[tenants.one]",
+            "[tenants.one]\nlogs = {source = \"{taskId}\", bucket = \"b\"}",
+            "tenants.one.logs.source: expected the name of an artifact or an address",
+        ),
+        (
+            "[tenants.one]",
+            "[tenants.one]\nidentities = {r = {emails = [3]}}",
+            "pn.toml:6: tenants.one.identities.r: r: emails: expected a list of texts",
+        ),
+        ("[tenants.one]", "[tenants.one]\nidentities = {default = {}}", "an identity may not be named default"),
+        ("[tenants.one]", "[tenants.\"a b\"]\n[tenants.one]", "pn.toml:5: tenants.\"a b\": expected a name"),
+        (
+            "[tenants.one]",
+            "[tenants.two]\nqueue.name = \"q\"\n[tenants.one]",
+            "expected a queue for each tenant, found queue/me/q with both one and two",
+        ),
+        ("login = \"me\"", "login = \"me", "pn.toml:3: expected TOML: "),
+        ("login = \"me\"", "login = \"me\"\nlogin = \"you\"", "pn.toml:4: expected TOML: duplicate key"),
+    ];
+    for (from, to, expected) in cases {
+        let found = problems(&changed(from, to));
+        assert!(found.iter().any(|problem| problem.contains(expected)), "{to}\n{expected}\n{found:#?}");
+        assert!(found.iter().all(|problem| !problem.contains("hunter") && !problem.contains("12345")), "{found:#?}");
+    }
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_shown() {
+    let cases = [
+        changed("password = ", "password_file = "),
+        changed("[broker]", "[store]\nurl = \"sqlite:${PULSE_PASSWORD}/x.db\"\n[broker]"),
+        changed("[tenants.one]", "[tenants.one]\nidentities_file = \"${PULSE_PASSWORD}\""),
+        changed("[tenants.one.queue]", "[tenants.one.queue]\nexchanges = [\"${PULSE_PASSWORD}\", 3]"),
+        changed("host = \"mail", "host = \"a@${PULSE_PASSWORD}"),
+    ];
+    for text in cases {
+        let found = problems(&text).join("\n");
+        assert!(!found.contains("hunter"), "{found}");
+    }
+}
+
+#[test]
+fn every_problem_is_told_at_once_in_the_order_of_the_file() {
+    let text = changed("login", "lgoin").replace("\"smtp\"", "\"stmp\"").replace("name = \"q\"", "");
+    let found = problems(&text);
+    assert_eq!(found.len(), 4, "{found:#?}");
+    let lines: Vec<_> =
+        found.iter().map(|problem| problem.split(':').nth(1).unwrap().parse::<u32>().unwrap()).collect();
+    assert!(lines.is_sorted(), "{found:#?}");
+}
+
+#[test]
+fn nothing_and_too_much_are_no_configuration() {
+    assert_eq!(problems("").len(), 3);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pn.toml");
+    let read_path = || read(&path, &environment()).unwrap_err().to_string();
+    assert!(read_path().contains("expected a file of TOML"), "{}", read_path());
+    std::fs::write(&path, "#".repeat(2 << 20)).unwrap();
+    assert!(read_path().contains("expected a file of at most"), "{}", read_path());
+    std::fs::write(&path, b"\xff").unwrap();
+    assert!(read_path().contains("expected a file of TOML"), "{}", read_path());
+    problems(&format!("a = {}", "[".repeat(100_000)));
+    problems(&format!("{}\n", "[a.b.c]\n".repeat(10_000)));
+    assert!(problems(&(0..10_000).map(|n| format!("k{n} = 1\n")).collect::<String>()).len() <= 100);
+}
+
+#[test]
+fn a_secret_can_be_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    let text = changed("password = \"${PULSE_PASSWORD}\"", &format!("password_file = \"{}\"", path.display()));
+    for (content, expected) in [("a b\n", "a b"), ("a b\r\n", "a b"), ("a b", "a b"), ("a\n\n", "a\n")] {
+        std::fs::write(&path, content).unwrap();
+        assert_eq!(read_text(&text).unwrap().broker.password.expose(), expected);
+    }
+    std::fs::write(&path, "\n").unwrap();
+    assert!(problems(&text)[0].contains("expected the user's password in the file, found nothing"));
+}
+
+#[test]
+fn tenants_can_have_files_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let tenants = folder.path().join("tenants");
+    std::fs::create_dir(&tenants).unwrap();
+    let main = format!("tenants = \"{}\"\n[broker]\nlogin = \"me\"\npassword = \"x\"\n", tenants.display());
+    assert!(problems(&main)[0].contains("expected a directory with at least one file NAME.toml"));
+    let tenant = least().lines().skip(6).collect::<Vec<_>>().join("\n").replace("tenants.one.", "");
+    let tenant = format!("[queue]\n{}", tenant.trim_start_matches("[queue]"));
+    std::fs::write(tenants.join("one.toml"), &tenant).unwrap();
+    std::fs::write(tenants.join("two.toml"), tenant.replace("\"q\"", "\"r\"")).unwrap();
+    std::fs::write(tenants.join(".two.toml"), "left by an editor").unwrap();
+    let config = read_text(&main).unwrap();
+    let destinations: Vec<_> = config.accounts.keys().map(String::as_str).collect();
+    assert_eq!(destinations, ["email/one.mail", "email/two.mail"], "the same name is another account");
+    let grant = |tenant: usize| config.tenants[tenant].plugins["smtp"].grant.email.as_ref().unwrap().account.clone();
+    assert_eq!((grant(0), grant(1)), ("one.mail".to_owned(), "two.mail".to_owned()));
+    std::fs::write(tenants.join("two.toml"), tenant.replace("host", "hots")).unwrap();
+    let found = problems(&main);
+    assert!(found.iter().any(|problem| problem.contains("two.toml:5: accounts.mail.hots: ")), "{found:#?}");
+    std::fs::write(tenants.join("three four.toml"), &tenant).unwrap();
+    assert!(problems(&main).iter().any(|problem| problem.contains("the file is named after its tenant")));
+}
+
+#[test]
+fn a_dollar_can_be_meant() {
+    let config = read_text(&changed("login = \"me\"", "login = \"$${me}$$${x}$\"")).unwrap();
+    assert_eq!(config.broker.login, "${me}$${x}$");
+}
+
+#[test]
+fn loops_open_the_exchanges_the_tenant_consumes_from() {
+    let closed = |loops| {
+        let text = EXAMPLE.replace("loops = false", loops);
+        read_text(&text).unwrap().tenants[0].plugins["repulse"].grant.amqp.clone().unwrap().closed
+    };
+    assert_eq!(closed("loops = false").len(), 3);
+    assert!(closed("loops = true").is_empty());
+}
+
+#[test]
+fn an_amqp_account_of_which_nothing_is_said_is_the_broker() {
+    let text = format!("{}\n[tenants.one.accounts.pulse]\nkind = \"amqp\"\n", least());
+    let config = read_text(&text).unwrap();
+    assert_eq!(config.accounts["amqp/one.pulse"], Account::Amqp(config.broker.clone()));
+    assert_eq!(problems(&format!("{text}port = 1\n")).len(), 3, "host, login, password");
+}
+
+#[test]
+fn variables_that_a_file_hides_are_noted() {
+    let environment = [("PULSE_PASSWORD", "x"), ("PULSE_HOST", "h"), ("LOG_LEVEL", "loud")].into_iter().collect();
+    let notes = parse("pn.toml", Ok(least()), &environment).unwrap().notes;
+    assert!(notes.iter().any(|note| note.ends_with(": PULSE_HOST")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.starts_with("LOG_LEVEL is none of")), "{notes:?}");
+}
+
+#[derive(Clone, Debug)]
+enum Edit {
+    Insert(String),
+    Delete(usize),
+    Double(usize),
+    Cut,
+}
+
+fn edits() -> impl Strategy<Value = Vec<(prop::sample::Index, Edit)>> {
+    let hostile = prop::sample::select(vec![
+        "\"",
+        "'",
+        "\"\"\"",
+        "[",
+        "]",
+        "[[",
+        "{",
+        "}",
+        "=",
+        ".",
+        "#",
+        "\n",
+        "\r",
+        "\0",
+        "\u{1b}[31m",
+        "\u{202e}",
+        "${",
+        "${}",
+        "${PULSE_PASSWORD}",
+        "$${",
+        "\\u{110000}",
+        "-1",
+        "99999999999999999999",
+        "1e999",
+        "nan",
+        "inf",
+        "0x",
+        "1979-05-27",
+        "true",
+        "*",
+        "tenants",
+        "x = 1\n",
+        "[broker]\n",
+        "\u{feff}",
+        "\u{7f}",
+        "é",
+    ]);
+    let edit = prop_oneof![
+        hostile.prop_map(|text| Edit::Insert(text.to_owned())),
+        any::<String>().prop_map(Edit::Insert),
+        (1..200_usize).prop_map(Edit::Delete),
+        (1..200_usize).prop_map(Edit::Double),
+        Just(Edit::Cut),
+    ];
+    prop::collection::vec((any::<prop::sample::Index>(), edit), 1..6)
+}
+
+fn mutated(edits: &[(prop::sample::Index, Edit)]) -> String {
+    let mut text: Vec<char> = EXAMPLE.chars().collect();
+    for (index, edit) in edits {
+        if text.is_empty() {
+            break;
+        }
+        let at = index.index(text.len());
+        match edit {
+            Edit::Insert(more) => _ = text.splice(at..at, more.chars()),
+            Edit::Delete(count) => _ = text.drain(at..(at + count).min(text.len())),
+            Edit::Double(count) => {
+                let twice: Vec<_> = text[at..(at + count).min(text.len())].to_vec();
+                text.splice(at..at, twice);
+            }
+            Edit::Cut => text.truncate(at),
+        }
+    }
+    text.into_iter().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_mutation_of_the_example_makes_it_panic_or_show_a_secret(edits in edits()) {
+        if let Err(error) = read_text(&mutated(&edits)) {
+            prop_assert!(!error.problems.is_empty());
+            let text = error.to_string();
+            prop_assert!(!text.contains("hunter"), "{text}");
+            prop_assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        }
+    }
+}
