@@ -38,6 +38,7 @@ pub mod sandbox;
 pub mod service;
 pub mod store;
 pub mod task_id;
+pub mod taskcluster;
 pub mod tenant;
 mod tls;
 pub mod trial;

@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::service::{Parts, Service, sinks};
+use crate::taskcluster::Taskcluster;
 
 pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
     let config = Config::from_environment(environment)?;
@@ -33,15 +34,16 @@ pub(super) async fn run(environment: &Environment) -> anyhow::Result<()> {
     for (tenant, version) in registry.all() {
         tracing::info!(tenant, plugin = %version.name, digest = %version.digest, "plugin live");
     }
-    let tasks = HttpTasks::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
+    let taskcluster = Taskcluster::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
+    let taskcluster = Arc::new(taskcluster);
     let (connections, ended) = (TaskTracker::new(), CancellationToken::new());
     let parts = Parts {
         store: config.store.clone(),
         tenants: config.tenants.clone(),
-        tasks: Tasks::Http(tasks),
+        tasks: Tasks::Http(HttpTasks::new(Arc::clone(&taskcluster))),
         sandbox,
         registry,
-        sinks: sinks(&config, &connections, &ended).await.context("start the SMTP client")?,
+        sinks: sinks(&config, &taskcluster, &connections, &ended).await.context("start the SMTP client")?,
         connections,
         ended,
         keep: config.keep,

@@ -3,9 +3,10 @@
 use serde_json::Value;
 
 use super::event::{Event, text};
-use super::task::{Definition, below};
+use super::task::Definition;
 use crate::grant::s3::is_path;
 use crate::sandbox::types::CollectedLog;
+use crate::taskcluster::below;
 use crate::tenant::LogCollection;
 
 /// The logs of all runs that have left one: those that were started and have come to an end.
