@@ -9,7 +9,7 @@ use sqlx::SqlitePool;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 
-use crate::{Account, Broker, Message, Mode, Service, SmtpServer, Taskcluster, Vhost, plugins, wait};
+use crate::{Account, Broker, Message, Mode, Moto, Service, SmtpServer, Taskcluster, Vhost, plugins, wait};
 
 /// What one test has for itself.
 pub struct World {
@@ -63,8 +63,19 @@ impl World {
             .env("IRC_HOST", "localhost")
             .env("IRC_PORT", 1)
             .env("IRC_NICK", "pulse")
+            // No machine under test is a virtual one at AWS.
+            .env("AWS_EC2_METADATA_DISABLED", true)
             .env("PN_ADMIN", "127.0.0.1:0")
             .env("LOG_LEVEL", "INFO"))
+    }
+
+    /// The service, configured for this world and this AWS; not started.
+    pub fn service_at(&self, aws: &Moto, plugin_names: &[&str]) -> Result<Service> {
+        Ok(self
+            .service(plugin_names)?
+            .env("AWS_ENDPOINT_URL", aws.endpoint())
+            .env("AWS_ACCESS_KEY_ID", AWS_ACCESS_KEY_ID)
+            .env("AWS_SECRET_ACCESS_KEY", AWS_SECRET_ACCESS_KEY))
     }
 
     /// The service, started and consuming.
@@ -161,5 +172,10 @@ pub const STATUSES: [&str; 7] = [
     "task-failed",
     "task-exception",
 ];
+
+/// An access key id, made up.
+pub const AWS_ACCESS_KEY_ID: &str = "AKIATESTSTESTSTESTS0";
+/// The secret access key that goes with it.
+pub const AWS_SECRET_ACCESS_KEY: &str = "tests+only/SecretAccessKeyOfNobody/00000";
 
 const PATIENCE: Duration = Duration::from_secs(120);

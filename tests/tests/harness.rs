@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use end_to_end::{
-    Answer, Artifact, Behaviour, Broker, Message, Mode, Phase, Queue, Service, SmtpServer, Taskcluster, corpus, request,
+    Answer, Artifact, Behaviour, Broker, Fault, Message, Mode, Moto, Phase, Queue, Service, SmtpServer, Taskcluster,
+    corpus, request,
 };
 use lapin::options::BasicGetOptions;
 use lapin::types::{AMQPValue, FieldTable};
@@ -255,5 +256,37 @@ client.sendmail('a@localhost', 'b@localhost', 'Subject: folded\r\n subject\r\n\r
         .output()?;
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}", complaint.lines().last().unwrap_or_default());
+    Ok(())
+}
+
+#[tokio::test]
+async fn aws_keeps_what_it_gets_and_fails_when_told_to() -> Result<()> {
+    let moto = Moto::start().await?;
+    let topic = moto.create_topic("news").await?;
+    let port = moto.endpoint().rsplit(':').next().context("a port")?.parse()?;
+    let signed = "authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-west-2/sns/aws4_request, Signature=0";
+    let headers = [signed, "content-type: application/x-www-form-urlencoded"];
+    let publish = |text: &str| format!("Action=Publish&TopicArn={topic}&Subject=s&Message={text}");
+    let send = async |text: &str| request(port, "POST", "/", &headers, &publish(text)).await;
+
+    moto.fail("sns", 1, &Fault::Error(400, "Throttling", "Rate exceeded"));
+    moto.fail("sns", 1, &Fault::Reset);
+    moto.fail("sns", 1, &Fault::AcceptThenReset);
+    moto.fail("ses", 1, &Fault::Hang);
+    let throttled = send("throttled").await?;
+    assert_eq!(throttled.status, 400);
+    assert!(throttled.body.contains("<Code>Throttling</Code>"), "{}", throttled.body);
+    assert!(send("reset").await.is_err());
+    assert!(send("accepted").await.is_err());
+    assert_eq!(send("fine").await?.status, 200);
+    let texts: Vec<_> = moto.published(&topic).await?.into_iter().map(|message| message.message).collect();
+    assert_eq!(texts, ["accepted", "fine"]);
+    assert_eq!((moto.requests("sns").len(), moto.requests("ses").len()), (4, 0));
+
+    moto.verify("ci@example.com").await?;
+    assert!(moto.mails().await?.is_empty());
+    moto.create_bucket("logs").await?;
+    assert!(moto.keys("logs").await?.is_empty());
+    assert!(moto.object("logs", "a").await?.is_none());
     Ok(())
 }
