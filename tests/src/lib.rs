@@ -29,7 +29,7 @@ pub use moto::{Moto, SesMail, SnsMessage};
 pub use proxy::{Fault, Request};
 pub use service::Service;
 pub use smtp::{Behaviour, Mail, Mode, Phase, SmtpServer};
-pub use taskcluster::{Answer, Artifact, Taskcluster};
+pub use taskcluster::{Answer, Artifact, Content, PIECE_BYTES, Taskcluster};
 pub use vhost::{Account, Depth, Publisher, Queue, Vhost};
 pub use world::World;
 

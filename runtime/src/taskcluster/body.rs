@@ -30,8 +30,7 @@ impl Body {
         let chunk = timeout(self.silence, self.answer.chunk()).await;
         let chunk = chunk.map_err(|_| ReadError::Unavailable(silent(self.silence)))?;
         let Some(chunk) = chunk.map_err(|error| ReadError::Unavailable(why(error)))? else { return Ok(None) };
-        self.bytes_left =
-            self.bytes_left.checked_sub(chunk.len() as u64).ok_or(ReadError::TooLarge(self.bytes_max))?;
+        self.bytes_left = self.bytes_left.checked_sub(chunk.len() as u64).ok_or(ReadError::TooLarge(self.bytes_max))?;
         Ok(Some(chunk))
     }
 
