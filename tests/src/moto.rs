@@ -1,10 +1,9 @@
 //! AWS: `moto`, with a [`Proxy`] before it that misbehaves when told to. The service under test speaks to the proxy;
 //! what the tests themselves arrange and read goes past it.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,7 +15,7 @@ use crate::{python, wait};
 
 /// One running server. Dropping it ends it.
 pub struct Moto {
-    keeper: Mutex<Keeper>,
+    _keeper: Keeper,
     directory: TempDir,
     proxy: Proxy,
     port: u16,
@@ -47,10 +46,9 @@ impl Moto {
     pub async fn start() -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("moto-").tempdir()?;
         let arguments = ["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"];
-        let keeper = Mutex::new(Keeper::spawn(directory.path(), &python(), &arguments, &[])?);
+        let mut keeper = Keeper::spawn(directory.path(), &python(), &arguments, &[])?;
         let port = wait::until_some("moto listens", START_TIMEOUT, async || {
             let said = Keeper::output(directory.path());
-            let mut keeper = keeper.lock().map_err(|_| anyhow!("another thread has failed with the keeper in hand"))?;
             if let Some(status) = keeper.exit_status()? {
                 bail!("moto ended with {status}:\n{said}");
             }
@@ -59,7 +57,7 @@ impl Moto {
         })
         .await?;
         let proxy = Proxy::start(port)?;
-        Ok(Self { keeper, directory, proxy, port })
+        Ok(Self { _keeper: keeper, directory, proxy, port })
     }
 
     /// What goes into `AWS_ENDPOINT_URL`.
@@ -179,7 +177,8 @@ impl Moto {
     }
 
     async fn call(&self, service: &str, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Result<Raw> {
-        let headers = [headers, &[&*credential(service)]].concat();
+        let credential = credential(service);
+        let headers = [headers, &[credential.as_str()]].concat();
         let answer = raw_request(self.port, method, path, &headers, body).await?;
         let said = String::from_utf8_lossy(&answer.body);
         ensure!(answer.status < 300, "{service}: {method} {path}: {}: {said}", answer.status);
