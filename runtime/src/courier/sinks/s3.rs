@@ -21,7 +21,7 @@ use crate::courier::Receipt;
 use crate::effect::{self, S3Body};
 use crate::store::{Claimed, now_ms};
 use crate::taskcluster::{Body, ReadError, Taskcluster};
-use gzip::{Gzipped, Part};
+use gzip::{Gzipped, Part, Rooms};
 
 /// Objects at the same time: each holds a part in memory.
 pub(super) const OBJECTS_MAX: usize = 4;
@@ -31,6 +31,7 @@ pub struct S3 {
     account: S3Account,
     client: Client,
     taskcluster: Arc<Taskcluster>,
+    rooms: Arc<Rooms>,
 }
 
 impl S3 {
@@ -40,7 +41,7 @@ impl S3 {
         // Other services than AWS have no host name for each bucket.
         let by_path = settings.endpoint_url().is_some();
         let client = Client::from_conf(Builder::from(&settings).force_path_style(by_path).build());
-        Self { account, client, taskcluster }
+        Self { account, client, taskcluster, rooms: Arc::default() }
     }
 
     pub(super) async fn perform(&self, claimed: &Claimed, object: &effect::S3) -> Receipt {
@@ -63,7 +64,7 @@ impl S3 {
     }
 
     async fn copy(&self, object: &effect::S3, source: Body) -> Result<Receipt, Failure> {
-        let mut gzipped = Gzipped::new(source);
+        let mut gzipped = Gzipped::new(source, &self.rooms);
         match gzipped.part().await? {
             Part::Last(bytes) => Ok(self.put(object, bytes, Some(GZIP)).await?),
             Part::OneOfMany(first) => self.put_by_parts(object, first, gzipped).await,
