@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use end_to_end::world::{count, mail_to, rows, store};
 use end_to_end::{Artifact, Broker, Content, Fault, Message, Moto, PIECE_BYTES, Raw, Service, World, wait};
 use flate2::read::GzDecoder;
+use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -296,7 +297,8 @@ async fn what_s3_answers_decides_what_becomes_of_a_log() -> Result<()> {
 
 #[tokio::test]
 async fn what_a_person_has_to_mend_suspends_the_bucket_and_kills_nothing() -> Result<()> {
-    for code in ["NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed"] {
+    let codes = ["NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed"];
+    let each = codes.map(async |code| {
         let logs = Logs::new().await?;
         let service = logs.running().await?;
         logs.aws.fail("s3", 1, &Fault::Error(400, code, "As the test wishes."));
@@ -307,9 +309,9 @@ async fn what_a_person_has_to_mend_suspends_the_bucket_and_kills_nothing() -> Re
             Ok(rows(&store, SUSPENDED).await?.concat().starts_with(code))
         })
         .await?;
-        until_delivered(&service, 1, SOON).await?;
-    }
-    Ok(())
+        until_delivered(&service, 1, SOON).await
+    });
+    try_join_all(each).await.map(drop)
 }
 
 #[tokio::test]
