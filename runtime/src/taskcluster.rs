@@ -9,7 +9,7 @@ mod place;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{CONTENT_ENCODING, LOCATION};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Client, Response, StatusCode, redirect};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
@@ -93,6 +93,8 @@ impl Taskcluster {
             Client::builder()
                 .user_agent(concat!("pulse-notifier/", env!("CARGO_PKG_VERSION")))
                 .redirect(redirect::Policy::none())
+                .no_gzip()
+                .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("gzip"))]))
                 // A proxy would resolve names for us, and then nobody checks where they lead.
                 .no_proxy()
                 .connect_timeout(CONNECT_TIMEOUT)
@@ -285,10 +287,10 @@ fn readable(answer: Response) -> Result<Response, ReadError> {
     }
 }
 
-/// The client unpacks gzip and takes that encoding away; any that is left nobody here can unpack.
+/// What is packed otherwise than by gzip nobody here can unpack.
 fn unpacked(answer: Response) -> Result<Response, ReadError> {
     match answer.headers().get(CONTENT_ENCODING) {
-        Some(encoding) if encoding.as_bytes() != b"identity" => {
+        Some(encoding) if encoding != "gzip" && encoding != "identity" => {
             Err(ReadError::Refused(format!("packed as {encoding:?}, expected gzip")))
         }
         Some(_) | None => Ok(answer),
@@ -319,3 +321,79 @@ const LISTING_BYTES_MAX: u64 = 2 << 20;
 const ARTIFACT_BYTES_MAX: u64 = 256 << 10;
 const STREAM_BYTES_MAX: u64 = 5 << 30;
 const NAME_BYTES_MAX: usize = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// What comes of an address where a server says this, whatever it is asked.
+    async fn stream(head: &str, body: &[u8]) -> Result<Vec<u8>, ReadError> {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = format!("http://{}/log", listener.local_addr().unwrap());
+        let length = body.len();
+        let head = format!("HTTP/1.1 {head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+        let answer = [head.as_bytes(), body].concat();
+        let server = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            _ = connection.read(&mut [0; 4096]).unwrap();
+            connection.write_all(&answer).unwrap();
+        });
+        let taskcluster = Taskcluster::new("https://tc.example.com".parse().unwrap()).unwrap();
+        let read = match taskcluster.stream_address(&address).await {
+            Ok(body) => body.whole().await,
+            Err(error) => Err(error),
+        };
+        server.join().unwrap();
+        read
+    }
+
+    fn gzipped(text: &str) -> Vec<u8> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(text.as_bytes()).unwrap();
+        gzip.finish().unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_address_of_the_operator_may_be_anywhere_and_leads_nowhere_but_out_into_the_world() {
+        assert_eq!(stream("200 OK", b"a log").await.unwrap(), b"a log");
+        for place in
+            ["http://127.0.0.1:1/", "http://[::1]/", "http://169.254.169.254/latest/meta-data", "http://10.0.0.1"]
+        {
+            let refused = stream(&format!("302 Found\r\nlocation: {place}"), b"").await;
+            assert!(matches!(refused, Err(ReadError::Refused(_))), "{place}: {refused:?}");
+        }
+        let by_name = stream("303 See Other\r\nlocation: http://localhost:1/", b"").await;
+        assert!(
+            matches!(&by_name, Err(ReadError::Unavailable(why)) if why.contains("out in the world")),
+            "{by_name:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_comes_packed_is_unpacked_or_refused_and_never_cut_short() {
+        let packed = gzipped("a log");
+        let as_gzip = "200 OK\r\ncontent-encoding: gzip";
+        assert_eq!(stream(as_gzip, &packed).await.unwrap(), b"a log");
+        assert_eq!(stream(as_gzip, &[packed.clone(), gzipped(" of two")].concat()).await.unwrap(), b"a log of two");
+        for bytes in [packed.len() / 2, packed.len() - 1] {
+            let cut = stream(as_gzip, &packed[..bytes]).await;
+            assert!(matches!(cut, Err(ReadError::Unavailable(_))), "{bytes}: {cut:?}");
+        }
+        let foreign = stream("200 OK\r\ncontent-encoding: br", b"?").await;
+        assert!(matches!(foreign, Err(ReadError::Refused(_))), "{foreign:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_says_whether_there_is_anything_to_wait_for() {
+        assert!(matches!(stream("404 Not Found", b"").await, Err(ReadError::NotFound(_))));
+        assert!(matches!(stream("410 Gone", b"").await, Err(ReadError::Gone(_))));
+        assert!(matches!(stream("424 Failed Dependency", b"").await, Err(ReadError::Gone(_))));
+        assert!(matches!(stream("403 Forbidden", b"").await, Err(ReadError::Refused(_))));
+        assert!(matches!(stream("429 Too Many Requests", b"").await, Err(ReadError::Unavailable(_))));
+        assert!(matches!(stream("503 Service Unavailable", b"").await, Err(ReadError::Unavailable(_))));
+    }
+}
