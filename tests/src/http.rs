@@ -34,9 +34,11 @@ impl Raw {
     }
 }
 
-/// Sends `method path` to a port on loopback. Headers are whole lines without their end; a body is sent as JSON.
+/// Sends `method path` to a port on loopback. Headers are whole lines without their end; a body is JSON, unless one of
+/// them says otherwise.
 pub async fn request(port: u16, method: &str, path: &str, headers: &[&str], body: &str) -> Result<Response> {
-    let headers = [headers, &["content-type: application/json"]].concat();
+    let is_typed = headers.iter().any(|header| header.starts_with("content-type:"));
+    let headers = [headers, if is_typed { &[] } else { &["content-type: application/json"] }].concat();
     let raw = raw_request(port, method, path, &headers, body.as_bytes()).await?;
     Ok(Response { status: raw.status, body: String::from_utf8_lossy(&raw.body).into_owned() })
 }

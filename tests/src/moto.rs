@@ -1,6 +1,7 @@
 //! AWS: `moto`, with a [`Proxy`] before it that misbehaves when told to. The service under test speaks to the proxy;
 //! what the tests themselves arrange and read goes past it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -107,10 +108,10 @@ impl Moto {
     /// Creates a topic and a queue that hears what is published there; returns the topic's ARN.
     pub async fn create_topic(&self, name: &str) -> Result<String> {
         let topic = format!("arn:aws:sns:{REGION}:{ACCOUNT}:{name}");
-        let mut queue = json!({"VisibilityTimeout": "0"});
+        let mut queue = BTreeMap::from([("VisibilityTimeout", "0")]);
         let mut create = vec![("Action", "CreateTopic"), ("Name", name)];
         if name.ends_with(".fifo") {
-            queue["FifoQueue"] = "true".into();
+            queue.insert("FifoQueue", "true");
             create.extend([("Attributes.entry.1.key", "FifoTopic"), ("Attributes.entry.1.value", "true")]);
         }
         let subscriber = format!("arn:aws:sqs:{REGION}:{ACCOUNT}:{name}");
@@ -126,7 +127,8 @@ impl Moto {
         let name = topic.rsplit(':').next().context("a topic ends in its name")?;
         let url = format!("http://127.0.0.1:{}/{ACCOUNT}/{name}", self.port);
         let answer = self.sqs("ReceiveMessage", &json!({"QueueUrl": url, "MaxNumberOfMessages": 10})).await?;
-        let bodies = answer["Messages"].as_array().into_iter().flatten().filter_map(|message| message["Body"].as_str());
+        let messages = answer.get("Messages").and_then(Value::as_array).into_iter().flatten();
+        let bodies = messages.filter_map(|message| message.get("Body")?.as_str());
         bodies.map(|body| Ok(serde_json::from_str(body)?)).collect()
     }
 

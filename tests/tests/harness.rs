@@ -265,7 +265,7 @@ async fn aws_keeps_what_it_gets_and_fails_when_told_to() -> Result<()> {
     let moto = Moto::start().await?;
     let topic = moto.create_topic("news").await?;
     let port = moto.endpoint().rsplit(':').next().context("a port")?.parse()?;
-    let signed = "authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-west-2/sns/aws4_request, Signature=0";
+    let signed = "authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-west-2/sns/aws4_request, SignedHeaders=host, Signature=0";
     let headers = [signed, "content-type: application/x-www-form-urlencoded"];
     let publish = |text: &str| format!("Action=Publish&TopicArn={topic}&Subject=s&Message={text}");
     let send = async |text: &str| request(port, "POST", "/", &headers, &publish(text)).await;
@@ -279,7 +279,8 @@ async fn aws_keeps_what_it_gets_and_fails_when_told_to() -> Result<()> {
     assert!(throttled.body.contains("<Code>Throttling</Code>"), "{}", throttled.body);
     assert!(send("reset").await.is_err());
     assert!(send("accepted").await.is_err());
-    assert_eq!(send("fine").await?.status, 200);
+    let fine = send("fine").await?;
+    assert_eq!(fine.status, 200, "{}\n{}", fine.body, moto.output());
     let texts: Vec<_> = moto.published(&topic).await?.into_iter().map(|message| message.message).collect();
     assert_eq!(texts, ["accepted", "fine"]);
     assert_eq!((moto.requests("sns").len(), moto.requests("ses").len()), (4, 0));
