@@ -180,7 +180,7 @@ pub enum SmtpSecurity {
 }
 
 /// A database of InfluxDB 1, and who we are there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct InfluxAccount {
     /// Its address.
     pub url: Url,

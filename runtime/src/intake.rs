@@ -28,13 +28,14 @@ use crate::sandbox::Sandbox;
 use crate::store::{
     Basis, DeadDelivery, DueRetry, Fate, Invocation, Outcome, Retried, Settled, Store, StoreError, Verdict, now_ms,
 };
+use crate::taskcluster::TaskError;
 use crate::tenant::Tenant;
 use crate::timing::{self, Timing};
 use event::{Delivery, Event};
 use invocation::Turn;
 use notification::Notification;
 use source::Received;
-use task::{Definition, TaskError, Tasks};
+use task::{Definition, Tasks};
 
 /// What the first half works with.
 pub struct Intake {

@@ -22,7 +22,8 @@
 //! | [`courier`] | claimed effect → receipt, by its [`courier::sinks`] |
 //! | [`registry`] | `.wasm` files → live versions |
 //!
-//! Beside the path, [`trial`] tells one plugin of one event and looks at what it asks for: nothing is sent or kept.
+//! Beside the path, [`taskcluster`] is the one client of Taskcluster, for both halves; [`trial`] tells one plugin of one
+//! event and looks at what it asks for: nothing is sent or kept.
 
 pub mod admin;
 mod amqp;
@@ -41,6 +42,7 @@ pub mod sandbox;
 pub mod service;
 pub mod store;
 pub mod task_id;
+pub mod taskcluster;
 pub mod tenant;
 pub mod timing;
 mod tls;

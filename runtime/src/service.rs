@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
+use crate::taskcluster::Taskcluster;
 use crate::tenant::Tenant;
 use crate::timing::Timing;
 
@@ -246,6 +247,7 @@ impl Service {
 /// When one cannot be made ready.
 pub async fn sinks(
     config: &Config,
+    taskcluster: &Arc<Taskcluster>,
     connections: &TaskTracker,
     ended: &CancellationToken,
 ) -> Result<BTreeMap<String, Arc<Sink>>, lettre::transport::smtp::Error> {
@@ -256,7 +258,7 @@ pub async fn sinks(
             (DeliveryMode::Send, Account::Smtp(smtp)) => Sink::Smtp(Box::new(Smtp::new(smtp)?)),
             (DeliveryMode::Send, Account::Ses(ses)) => Sink::Ses(Box::new(Ses::new(ses).await)),
             (DeliveryMode::Send, Account::Sns(aws)) => Sink::Sns(Box::new(Sns::new(&aws).await)),
-            (DeliveryMode::Send, Account::S3(s3)) => Sink::S3(Box::new(S3::new(s3).await)),
+            (DeliveryMode::Send, Account::S3(s3)) => Sink::S3(Box::new(S3::new(s3, Arc::clone(taskcluster)).await)),
             (DeliveryMode::Send, Account::Irc(irc)) => Sink::Irc(Irc::start(irc, connections, ended)),
             (DeliveryMode::Send, Account::Amqp(broker)) => Sink::Amqp(Box::new(Amqp::new(broker))),
         };

@@ -24,14 +24,14 @@ use std::path::{Path, PathBuf};
 pub use broker::Broker;
 pub use corpus::{Corpus, Message, Streamed, corpus};
 pub use guests::{guest, plugins};
-pub use influx::InfluxServer;
 pub use http::{Raw, Response};
+pub use influx::InfluxServer;
 pub use irc::{IrcServer, Reader, Said};
 pub use moto::{Moto, SesMail, SnsMessage};
 pub use proxy::{Fault, Request};
 pub use service::Service;
 pub use smtp::{Behaviour, Mail, Mode, Phase, SmtpServer};
-pub use taskcluster::{Answer, Artifact, Taskcluster};
+pub use taskcluster::{Answer, Artifact, Content, PIECE_BYTES, Taskcluster};
 pub use vhost::{Account, Depth, Publisher, Queue, Unreadable, Vhost};
 pub use world::World;
 

@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, LOCATION};
-use axum::response::{IntoResponse, Response};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -49,9 +49,74 @@ pub struct Artifact {
     pub name: String,
     /// Its media type.
     pub content_type: String,
-    /// What it holds.
-    pub bytes: Vec<u8>,
+    /// What it holds, or what becomes of whoever asks.
+    pub content: Content,
 }
+
+/// What an artifact holds.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// These bytes, stored gzipped and called so.
+    Gzipped(Vec<u8>),
+    /// These bytes, in the object service: one more redirect away.
+    Object(Vec<u8>),
+    /// So many pieces of a log, each of [`PIECE_BYTES`], which gzip makes small.
+    Lines(u32),
+    /// So many pieces of noise, each of [`PIECE_BYTES`], which nothing makes small.
+    Noise(u32),
+    /// Elsewhere, at this address, in this way: `link`, `reference`.
+    At(&'static str, String),
+    /// A status code with Taskcluster's JSON error.
+    Error(u16),
+    /// A status code where the artifact is stored, with no body.
+    StorageError(u16),
+}
+
+impl Content {
+    /// The content, unpacked, piece by piece.
+    pub fn pieces(&self) -> Box<dyn Iterator<Item = Vec<u8>> + Send> {
+        match self {
+            Self::Bytes(bytes) | Self::Gzipped(bytes) | Self::Object(bytes) => Box::new([bytes.clone()].into_iter()),
+            Self::Lines(pieces) => Box::new(lines(*pieces)),
+            Self::Noise(pieces) => Box::new((0..*pieces).map(noise)),
+            Self::At(..) | Self::Error(_) | Self::StorageError(_) => Box::new(std::iter::empty()),
+        }
+    }
+
+    fn storage_type(&self) -> &'static str {
+        match self {
+            Self::Object(_) => "object",
+            Self::At(storage_type, _) => storage_type,
+            Self::Error(424) => "error",
+            _ => "s3",
+        }
+    }
+}
+
+fn lines(pieces: u32) -> impl Iterator<Item = Vec<u8>> + Send {
+    let line = |line: usize| format!("[task 2026-11-02T09:40:00.{:03}Z] cc -O2 -o obj/{line}.o\n", line % 1000);
+    let mut log: Vec<u8> = (0..).flat_map(|number| line(number).into_bytes()).take(PIECE_BYTES).collect();
+    (0..pieces).map(move |piece| {
+        log.splice(..8, format!("{piece:08}").into_bytes());
+        log.clone()
+    })
+}
+
+fn noise(piece: u32) -> Vec<u8> {
+    let mut state = u64::from(piece) + 0x9e37_79b9_7f4a_7c15;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..PIECE_BYTES / 8).flat_map(|_| next()).collect()
+}
+
+/// How large a piece of a generated artifact is.
+pub const PIECE_BYTES: usize = 64 << 10;
 
 impl Taskcluster {
     /// Starts a server that knows no task.
@@ -105,6 +170,16 @@ impl Taskcluster {
         self.queue.known().task(task_id).artifacts.push((run_id, artifact));
     }
 
+    /// Breaks the connection in the middle of the next artifact of a task that is fetched, after this many pieces.
+    pub fn cut_once(&self, task_id: &str, after_pieces: usize) {
+        self.queue.known().task(task_id).cuts.push_back(after_pieces);
+    }
+
+    /// How often an artifact of a task was asked for.
+    pub fn artifact_requests(&self, task_id: &str) -> usize {
+        self.queue.known().task(task_id).artifact_requests
+    }
+
     /// How often the definition of a task was asked for.
     pub fn requests(&self, task_id: &str) -> usize {
         self.queue.known().task(task_id).requests
@@ -131,7 +206,9 @@ struct Task {
     passing: VecDeque<Answer>,
     lasting: Option<Answer>,
     artifacts: Vec<(u32, Artifact)>,
+    cuts: VecDeque<usize>,
     requests: usize,
+    artifact_requests: usize,
 }
 
 impl Queue {
@@ -159,8 +236,13 @@ impl Queue {
         of_run.map(|(_, artifact)| artifact.clone()).collect()
     }
 
-    fn location(&self, task_id: &str, run_id: u32, name: &str) -> Option<String> {
-        self.artifact(task_id, run_id, name).map(|_| format!("{}/storage/{task_id}/{run_id}/{name}", self.root_url))
+    fn location(&self, task_id: &str, run_id: u32, artifact: &Artifact) -> String {
+        let place = match &artifact.content {
+            Content::At(_, url) => return url.clone(),
+            Content::Object(_) => "download",
+            _ => "storage",
+        };
+        format!("{}/{place}/{task_id}/{run_id}/{}", self.root_url, artifact.name)
     }
 }
 
@@ -176,6 +258,7 @@ fn router(queue: Arc<Queue>) -> Router {
         .route("/api/queue/v1/task/{task_id}/runs/{run_id}/artifacts", get(artifacts))
         .route("/api/queue/v1/task/{task_id}/runs/{run_id}/artifacts/{*name}", get(artifact))
         .route("/api/queue/v1/task/{task_id}/runs/{run_id}/artifact-content/{*name}", get(artifact_content))
+        .route("/download/{task_id}/{run_id}/{*name}", get(download))
         .route("/storage/{task_id}/{run_id}/{*name}", get(storage))
         .with_state(queue)
 }
@@ -197,36 +280,58 @@ async fn definition(State(queue): State<Arc<Queue>>, Path(task_id): Path<String>
 
 async fn artifacts(State(queue): State<Arc<Queue>>, Path((task_id, run_id)): Path<(String, u32)>) -> Response {
     let describe = |artifact: Artifact| {
-        let (name, content_type) = (artifact.name, artifact.content_type);
-        json!({ "storageType": "s3", "name": name, "expires": "2100-01-01T00:00:00.000Z", "contentType": content_type })
+        let (storage_type, name, content_type) =
+            (artifact.content.storage_type(), artifact.name, artifact.content_type);
+        json!({ "storageType": storage_type, "name": name, "expires": "2100-01-01T00:00:00.000Z", "contentType": content_type })
     };
     let artifacts: Vec<Value> = queue.artifacts(&task_id, run_id).into_iter().map(describe).collect();
     json_body(&json!({ "artifacts": artifacts }))
 }
 
 async fn artifact(State(queue): State<Arc<Queue>>, Path((task_id, run_id, name)): Path<Place>) -> Response {
-    match queue.location(&task_id, run_id, &name) {
-        Some(url) => (StatusCode::SEE_OTHER, [(LOCATION, url.clone())], at(&url)).into_response(),
-        None => error(404, "artifact"),
+    queue.known().task(&task_id).artifact_requests += 1;
+    let Some(artifact) = queue.artifact(&task_id, run_id, &name) else { return error(404, "artifact") };
+    if let Content::Error(status) = artifact.content {
+        return error(status, "artifact");
     }
+    let storage_type = artifact.content.storage_type();
+    let url = queue.location(&task_id, run_id, &artifact);
+    let headers = [("location", &*url), ("x-taskcluster-artifact-storage-type", storage_type)];
+    (StatusCode::SEE_OTHER, headers, at(storage_type, &url)).into_response()
 }
 
 async fn artifact_content(State(queue): State<Arc<Queue>>, Path((task_id, run_id, name)): Path<Place>) -> Response {
-    match queue.location(&task_id, run_id, &name) {
-        Some(url) => at(&url),
+    match queue.artifact(&task_id, run_id, &name) {
+        Some(artifact) => at(artifact.content.storage_type(), &queue.location(&task_id, run_id, &artifact)),
         None => error(404, "artifactContent"),
     }
 }
 
-fn at(url: &str) -> Response {
-    json_body(&json!({ "storageType": "s3", "url": url }))
+fn at(storage_type: &str, url: &str) -> Response {
+    json_body(&json!({ "storageType": storage_type, "url": url }))
+}
+
+async fn download(Path((task_id, run_id, name)): Path<Place>) -> Response {
+    (StatusCode::SEE_OTHER, [(LOCATION, format!("/storage/{task_id}/{run_id}/{name}"))]).into_response()
 }
 
 async fn storage(State(queue): State<Arc<Queue>>, Path((task_id, run_id, name)): Path<Place>) -> Response {
-    match queue.artifact(&task_id, run_id, &name) {
-        Some(artifact) => ([(CONTENT_TYPE, artifact.content_type)], artifact.bytes).into_response(),
-        None => error(404, "storage"),
+    let Some(artifact) = queue.artifact(&task_id, run_id, &name) else { return error(404, "storage") };
+    let mut headers = vec![(CONTENT_TYPE, artifact.content_type)];
+    let mut pieces = artifact.content.pieces();
+    match artifact.content {
+        Content::StorageError(status) => return code(status).into_response(),
+        Content::Gzipped(bytes) => {
+            let Ok(packed) = gzipped(&bytes) else { return error(500, "storage") };
+            headers.push((CONTENT_ENCODING, "gzip".to_owned()));
+            pieces = Box::new([packed].into_iter());
+        }
+        _ => {}
     }
+    let cut = queue.known().task(&task_id).cuts.pop_front();
+    let broken = cut.map(|_| Err(std::io::Error::other("cut off, as asked")));
+    let sent = pieces.take(cut.unwrap_or(usize::MAX)).map(Ok).chain(broken);
+    (AppendHeaders(headers), Body::from_stream(futures_util::stream::iter(sent))).into_response()
 }
 
 fn error(status: u16, method: &str) -> Response {
@@ -256,6 +361,12 @@ fn code(status: u16) -> StatusCode {
 fn big(bytes: usize) -> Response {
     let body = Body::from([b"{\"payload\":\"".to_vec(), vec![b'x'; bytes]].concat());
     ([(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+fn gzipped(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes)?;
+    gzip.finish()
 }
 
 fn gzip_bomb(bytes: usize) -> std::io::Result<Response> {

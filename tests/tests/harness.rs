@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use end_to_end::{
-    Answer, Artifact, Behaviour, Broker, Fault, Message, Mode, Moto, Phase, Queue, Service, SmtpServer, Taskcluster,
-    corpus, request,
+    Answer, Artifact, Behaviour, Broker, Content, Fault, Message, Mode, Moto, Phase, Queue, Service, SmtpServer,
+    Taskcluster, corpus, request,
 };
 use lapin::options::BasicGetOptions;
 use lapin::types::{AMQPValue, FieldTable};
@@ -190,7 +190,8 @@ async fn taskcluster_answers_as_told_and_counts() -> Result<()> {
 async fn an_artifact_is_listed_located_and_served() -> Result<()> {
     let taskcluster = Taskcluster::start().await?;
     let port = taskcluster.root_url().rsplit(':').next().context("a port")?.parse()?;
-    let log = Artifact { name: "public/live.log".into(), content_type: "text/plain".into(), bytes: b"line".into() };
+    let content = Content::Bytes(b"line".into());
+    let log = Artifact { name: "public/live.log".into(), content_type: "text/plain".into(), content };
     taskcluster.add_artifact("task", 0, log);
     let ask = async |path: &str| request(port, "GET", path, &[], "").await;
 

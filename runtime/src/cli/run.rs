@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::service::{Parts, Service, sinks};
+use crate::taskcluster::Taskcluster;
 use crate::timing::Timing;
 
 pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
@@ -38,20 +39,21 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     for (tenant, version) in registry.all() {
         tracing::info!(tenant, plugin = %version.name, digest = %version.digest, "plugin live");
     }
-    let tasks = HttpTasks::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
     let timings = TaskTracker::new();
     let timing = match config.influx.clone() {
         Some(account) => Timing::start(account, &timings).context("start the InfluxDB client")?,
         None => Timing::default(),
     };
+    let taskcluster = Taskcluster::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
+    let taskcluster = Arc::new(taskcluster);
     let (connections, ended) = (TaskTracker::new(), CancellationToken::new());
     let parts = Parts {
         store: config.store.clone(),
         tenants: config.tenants.clone(),
-        tasks: Tasks::Http(tasks),
+        tasks: Tasks::Http(HttpTasks::new(Arc::clone(&taskcluster))),
         sandbox,
         registry,
-        sinks: sinks(&config, &connections, &ended).await.context("start the SMTP client")?,
+        sinks: sinks(&config, &taskcluster, &connections, &ended).await.context("start the SMTP client")?,
         connections,
         ended,
         keep: config.keep,

@@ -14,8 +14,10 @@ use url::Url;
 use super::document::{Document, Section};
 use super::findings::Findings;
 use super::legacy::{OURS, default_root};
-use super::value::{AMQP_NAME, HOST, NAME, STORE, root_problem};
-use super::{Broker, Config, ConfigError, DeliveryMode, Environment, default_plugins, surroundings};
+use super::value::{AMQP_NAME, HOST, INFLUX_URL, NAME, STORE, influx_url, root_problem};
+use super::{
+    Broker, Config, ConfigError, DeliveryMode, Environment, InfluxAccount, Secret, default_plugins, surroundings,
+};
 use crate::tenant::Tenant;
 use tenant::tenant;
 
@@ -98,6 +100,7 @@ fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str) -> Option<
         broker,
         tenants,
         admin: admin(&root.section("admin")),
+        influx: root.optional("influx").as_ref().and_then(influx),
         drain: Duration::from_secs(root.whole("drain_seconds", "a number of seconds", 0..=i64::MAX).unwrap_or(30)),
         keep: Duration::from_secs(60 * 60 * 24 * days),
         notes: Vec::new(),
@@ -142,6 +145,19 @@ fn admin(section: &Section<'_>) -> Option<SocketAddr> {
         section.expected("listen", what);
         default
     }))
+}
+
+fn influx(section: &Section<'_>) -> Option<InfluxAccount> {
+    let text = section.required("url", INFLUX_URL);
+    let url = influx_url(&text);
+    if url.is_none() && !text.is_empty() {
+        section.expected_unseen("url", INFLUX_URL);
+    }
+    let user = section.text("login", "a user's name");
+    let password = section.secret("password", "password_file", "the password");
+    let database = section.required("database", "the name of a database");
+    let login = user.map(|user| (user, password.unwrap_or_else(|| Secret::new(String::new()))));
+    Some(InfluxAccount { url: url?, database, login })
 }
 
 fn tenant_file<'a>(

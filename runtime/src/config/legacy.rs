@@ -12,12 +12,12 @@ use url::Url;
 use super::environment::{Environment, Reader, truth};
 use super::file::DEFAULT_STORE;
 use super::value::{
-    ACL, AMQP_NAME, BUCKET, DEFAULT_STATUSES, DOMAIN, HOST, MAIL_ADDRESS, NAME, STATUSES, STORE, TOPIC, exchange,
-    is_known_status, root_problem,
+    ACL, AMQP_NAME, BUCKET, DEFAULT_STATUSES, DOMAIN, HOST, INFLUX_URL, MAIL_ADDRESS, NAME, STATUSES, STORE, TOPIC,
+    exchange, influx_url, is_known_status, root_problem,
 };
 use super::{
-    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, InfluxAccount, IrcAccount, S3Account, Secret, Sender, SesAccount,
-    SmtpAccount, SmtpSecurity, default_plugins, identities, read_file, surroundings,
+    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, InfluxAccount, IrcAccount, S3Account, Secret,
+    Sender, SesAccount, SmtpAccount, SmtpSecurity, default_plugins, identities, read_file, surroundings,
 };
 use crate::effect::destination;
 use crate::grant::{AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, SnsGrant};
@@ -116,11 +116,9 @@ fn influx(reader: &Reader<'_>) -> Option<InfluxAccount> {
     }
     let host = host.unwrap_or_else(|| reader.required("INFLUXDB_HOST", "the InfluxDB server"));
     let database = database.unwrap_or_else(|| reader.required("INFLUXDB_NAME", "the name of the database"));
-    let port = if host.contains(':') { "" } else { ":8086" };
-    let url = if host.contains("://") { host.to_owned() } else { format!("http://{host}{port}") };
-    let url = Url::parse(&url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let url = influx_url(host);
     if url.is_none() && !host.is_empty() {
-        reader.problem("INFLUXDB_HOST", "expected a host, host:port or http URL");
+        reader.problem("INFLUXDB_HOST", format!("expected {INFLUX_URL}"));
     }
     let login = user.map(|user| (user.to_owned(), Secret::new(password.unwrap_or_default().to_owned())));
     Some(InfluxAccount { url: url?, database: database.to_owned(), login })

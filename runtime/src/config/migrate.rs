@@ -8,8 +8,9 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::environment::{Reader, truth};
-use super::{Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, Environment, SmtpSecurity, legacy};
+use super::{Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, Environment, InfluxAccount};
 use super::{IrcAccount, S3Account, Sender, SesAccount, SmtpAccount, default_plugins, default_root};
+use super::{SmtpSecurity, legacy};
 use crate::grant::Pattern;
 use crate::tenant::{LogCollection, PluginTerms, QueueKind, Tenant};
 
@@ -26,7 +27,7 @@ pub(super) fn migrate(environment: &Environment) -> Result<String, ConfigError> 
 }
 
 fn service(file: &mut Writer, environment: &Environment, config: &Config) {
-    let Config { broker, taskcluster_root, plugins, store, delivery, admin, drain, keep, .. } = config;
+    let Config { broker, taskcluster_root, plugins, store, delivery, admin, influx, drain, keep, .. } = config;
     file.line("");
     file.text("delivery", if *delivery == DeliveryMode::Capture { "capture" } else { "send" });
     file.set("drain_seconds", drain.as_secs().min(i64::MAX.unsigned_abs()));
@@ -52,6 +53,15 @@ fn service(file: &mut Writer, environment: &Environment, config: &Config) {
     }
     file.table(&["admin"]);
     file.text("listen", &admin.map_or_else(|| "none".to_owned(), |address| address.to_string()));
+    if let Some(InfluxAccount { url, database, login }) = influx {
+        file.table(&["influx"]);
+        file.text("url", url.as_str());
+        file.text("database", database);
+        if let Some((user, _)) = login {
+            file.text("login", user);
+            file.secret("password", "INFLUXDB_PASSWORD");
+        }
+    }
 }
 
 fn explained_tenant(file: &mut Writer, environment: &Environment, config: &Config, tenant: &Tenant) {

@@ -89,3 +89,12 @@ pub(super) const STATUSES: [&str; 7] = [
     "task-exception",
 ];
 pub(super) const DEFAULT_STATUSES: [&str; 3] = ["task-completed", "task-failed", "task-exception"];
+
+/// The address of an InfluxDB, which may be written as its host alone.
+pub(super) fn influx_url(text: &str) -> Option<Url> {
+    let port = if text.contains(':') { "" } else { ":8086" };
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}{port}") };
+    Url::parse(&url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
+pub(super) const INFLUX_URL: &str = "a host, host:port or http URL";

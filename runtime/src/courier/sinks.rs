@@ -50,8 +50,8 @@ impl Sink {
             Self::Smtp(_) => smtp::CONNECTIONS_MAX,
             Self::Ses(_) => ses::CALLS_MAX,
             Self::Sns(_) => sns::CALLS_MAX,
-            Self::S3(_) => 4,
             Self::Amqp(_) => amqp::CHANNELS_MAX,
+            Self::S3(_) => s3::OBJECTS_MAX,
         }
     }
 
@@ -62,7 +62,7 @@ impl Sink {
             (Self::Smtp(account), Effect::Email(email)) => account.perform(claimed, email).await,
             (Self::Ses(account), Effect::Email(email)) => account.perform(claimed, email).await,
             (Self::Sns(account), Effect::Sns(sns)) => account.perform(claimed, sns).await,
-            (Self::S3(account), Effect::S3(s3)) => account.perform(s3).await,
+            (Self::S3(account), Effect::S3(s3)) => account.perform(claimed, s3).await,
             (Self::Irc(account), Effect::Irc(irc)) => account.perform(irc).await,
             (Self::Amqp(account), Effect::Amqp(amqp)) => account.perform(claimed.id, amqp).await,
             // Destinations are named by their capability, so this is a mistake in the configuration's reader.

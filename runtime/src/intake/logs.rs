@@ -3,9 +3,10 @@
 use serde_json::Value;
 
 use super::event::{Event, text};
-use super::task::{Definition, below};
+use super::task::Definition;
 use crate::grant::s3::is_path;
 use crate::sandbox::types::CollectedLog;
+use crate::taskcluster::below;
 use crate::tenant::LogCollection;
 
 /// The logs of all runs that have left one: those that were started and have come to an end.
@@ -15,7 +16,9 @@ pub(super) fn collected(event: &Event, task: &Definition, collection: Option<&Lo
     let ended = event.runs.iter().filter(|run| run.has_ended_work).take(RUNS_MAX);
     let log = |run_id: u32| {
         let s3_key = key(event, &task.value, run_id);
-        let url = below(&collection.url_base, &s3_key.split('/').collect::<Vec<_>>()).into();
+        let url = below(&collection.url_base, &s3_key.split('/').collect::<Vec<_>>());
+        // S3 takes a plus for a space.
+        let url = url.as_str().replace('+', "%2B");
         CollectedLog { run_id, artifact: source(event, &task.value, collection, run_id), s3_key, url }
     };
     ended.map(|run| log(run.id)).collect()
@@ -106,6 +109,12 @@ mod tests {
         let in_payload =
             json!({"metadata": {"name": "n"}, "payload": {"properties": release(&json!({}))["extra"]["build_props"]}});
         assert!(key_of(in_payload).starts_with("mozilla-beta/"));
+    }
+
+    #[test]
+    fn the_address_of_a_key_is_one_that_s3_takes_for_that_key() {
+        let url = logs(release(&json!({"platform": "a+b c%&?#ü"})), &one_run()).remove(0).url;
+        assert!(url.contains("-a%2Bb_c%25&%3F%23%C3%BC-"), "{url}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What Taskcluster knows of a task: its definition, and for guests its artifacts. The only room that talks to it.
+//! What Taskcluster knows of a task: its definition, and for guests its artifacts.
 //!
 //! Enters: a task id. Leaves: a definition, or which of the ways it could not be had. Nothing is retried here: whoever
 //! asks decides what an absence means.
@@ -13,6 +13,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::event::{TaskId, kind};
+use crate::taskcluster::{Artifact, ReadError, TaskError, below};
 pub use http::HttpTasks;
 
 /// Where task definitions come from.
@@ -30,58 +31,6 @@ pub struct Definition {
     pub json: String,
     /// The same, parsed: an object.
     pub value: Value,
-}
-
-/// Why there is no definition.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TaskError {
-    /// Taskcluster knows no such task, or not yet.
-    #[error("no such task (404)")]
-    NotFound,
-    /// It has expired.
-    #[error("the task is gone (410)")]
-    Gone,
-    /// We may not read it.
-    #[error("access denied ({0})")]
-    Denied(u16),
-    /// It is larger than any task may be.
-    #[error("a definition of more than {0} bytes")]
-    TooLarge(usize),
-    /// Another answer that trying again would not change.
-    #[error("unexpected answer: {0}")]
-    Unusable(String),
-    /// Taskcluster or the way to it is in trouble.
-    #[error("Taskcluster unavailable: {0}")]
-    Unavailable(String),
-}
-
-/// Why a guest could not read something.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
-    /// There is no such thing.
-    #[error("no such run or artifact: {0}")]
-    Missing(String),
-    /// It may not be read.
-    #[error("may not be read: {0}")]
-    Refused(String),
-    /// It is too large.
-    #[error("larger than {0} bytes")]
-    TooLarge(usize),
-    /// Taskcluster is in trouble.
-    #[error("unavailable: {0}")]
-    Unavailable(String),
-}
-
-/// One artifact of a run.
-#[derive(Clone, Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Artifact {
-    /// Its name.
-    pub name: String,
-    /// Where it is stored.
-    pub storage_type: String,
-    /// Its content type.
-    pub content_type: String,
 }
 
 impl Definition {
@@ -121,20 +70,11 @@ impl Tasks {
 
     fn page(&self, path: &[&str]) -> String {
         let root = match self {
-            Self::Http(tasks) => tasks.root(),
+            Self::Http(tasks) => tasks.taskcluster.root(),
             Self::Memory(tasks) => &tasks.root,
         };
         below(root, path).into()
     }
-}
-
-/// The address of a path below a root, each part encoded.
-pub(crate) fn below(root: &Url, path: &[&str]) -> Url {
-    let mut url = root.clone();
-    if let Ok(mut segments) = url.path_segments_mut() {
-        segments.pop_if_empty().extend(path);
-    }
-    url
 }
 
 /// Definitions held in memory: those that came with the events of a file.
@@ -187,7 +127,7 @@ impl TaskReads {
         let (tasks, task_id) = (Arc::clone(&self.tasks), self.task_id.clone());
         self.on_io(async move {
             match &*tasks {
-                Tasks::Http(tasks) => tasks.artifacts(&task_id, run_id).await,
+                Tasks::Http(tasks) => tasks.taskcluster.artifacts(&task_id, run_id).await,
                 Tasks::Memory(_) => Ok(Vec::new()),
             }
         })
@@ -202,8 +142,8 @@ impl TaskReads {
         let (tasks, task_id, name) = (Arc::clone(&self.tasks), self.task_id.clone(), name.to_owned());
         self.on_io(async move {
             match &*tasks {
-                Tasks::Http(tasks) => tasks.read_artifact(&task_id, run_id, &name).await,
-                Tasks::Memory(_) => Err(ReadError::Missing("events from a file bring no artifacts".into())),
+                Tasks::Http(tasks) => tasks.taskcluster.read_artifact(&task_id, run_id, &name).await,
+                Tasks::Memory(_) => Err(ReadError::Gone("events from a file bring no artifacts".into())),
             }
         })
         .await

@@ -116,9 +116,14 @@ fn only_what_concerns_this_configuration_is_said() {
     for other in ["IRC", "SNS", "InfluxDB", "LOG_LEVEL", "PULSE_SSL", "repulse", "S3_ACL"] {
         assert!(!least.contains(other), "{other}: {least}");
     }
-    let more = same(&with(&[("FLUX_RECORD", "0"), ("LOG_LEVEL", "loud"), ("PULSE_SSL", "0"), ("SMTP_OLD", "x")]));
-    for expected in ["InfluxDB (FLUX_RECORD)", "LOG_LEVEL is none", "PULSE_SSL is read", "SMTP_OLD is set, but nothing"]
-    {
+    let more = same(&with(&[
+        ("INFLUXDB_HOST", "h"),
+        ("INFLUXDB_NAME", "n"),
+        ("LOG_LEVEL", "loud"),
+        ("PULSE_SSL", "0"),
+        ("SMTP_OLD", "x"),
+    ]));
+    for expected in ["InfluxDB in batches", "LOG_LEVEL is none", "PULSE_SSL is read", "SMTP_OLD is set, but nothing"] {
         assert!(more.contains(expected), "{expected}: {more}");
     }
 }

@@ -1,8 +1,8 @@
 //! `taskcluster`: reads about the event's own task.
 
-use crate::intake::task::ReadError;
 use crate::sandbox::guest::Guest;
 use crate::sandbox::guest::taskcluster::{Artifact, Host, ReadFailure};
+use crate::taskcluster::ReadError;
 
 impl Host for Guest {
     async fn artifacts(&mut self, run_id: u32) -> wasmtime::Result<Result<Vec<Artifact>, ReadFailure>> {
@@ -30,7 +30,7 @@ impl From<ReadError> for ReadFailure {
     fn from(error: ReadError) -> Self {
         let why = error.to_string();
         match error {
-            ReadError::Missing(_) => Self::Missing(why),
+            ReadError::NotFound(_) | ReadError::Gone(_) => Self::Missing(why),
             ReadError::Refused(_) => Self::Refused(why),
             ReadError::TooLarge(_) => Self::TooLarge(why),
             ReadError::Unavailable(_) => Self::Unavailable(why),
