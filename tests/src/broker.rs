@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
+use crate::certificate::certify;
 use crate::keeper::Keeper;
 use crate::vhost::Vhost;
 use crate::{http, wait};
@@ -46,6 +47,16 @@ impl Broker {
     /// The port that speaks AMQP.
     pub fn port(&self) -> u16 {
         self.node.amqp_port
+    }
+
+    /// The port that speaks AMQP over TLS.
+    pub fn tls_port(&self) -> u16 {
+        self.node.amqps_port
+    }
+
+    /// The certificate authority to trust, as PEM.
+    pub fn ca_file(&self) -> PathBuf {
+        self.node.directory.join("ca.pem")
     }
 
     /// A fresh virtual host.
@@ -114,6 +125,7 @@ impl Broker {
 /// Where a node listens, where it lives, and how it is told what to do.
 pub(crate) struct Node {
     pub(crate) amqp_port: u16,
+    amqps_port: u16,
     management_port: u16,
     directory: PathBuf,
     env: Vec<(String, String)>,
@@ -121,14 +133,18 @@ pub(crate) struct Node {
 
 impl Node {
     fn prepare(directory: &Path) -> Result<Self> {
-        let [amqp_port, management_port, distribution_port, epmd_port] =
-            [free_port()?, free_port()?, free_port()?, free_port()?];
+        let [amqp_port, amqps_port, management_port, distribution_port, epmd_port] =
+            [free_port()?, free_port()?, free_port()?, free_port()?, free_port()?];
+        certify(directory)?;
         let cookie = directory.join(".erlang.cookie");
         fs::write(&cookie, "HARNESS")?;
         fs::set_permissions(&cookie, Permissions::from_mode(0o400))?;
         fs::write(directory.join("enabled_plugins"), "[rabbitmq_management].")?;
+        let at = directory.display();
         let configuration = format!(
-            "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management_port}\ndisk_free_limit.absolute = 10MB\n"
+            "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management_port}\ndisk_free_limit.absolute = 10MB\n\
+             listeners.ssl.1 = 127.0.0.1:{amqps_port}\nssl_options.cacertfile = {at}/ca.pem\n\
+             ssl_options.certfile = {at}/certificate.pem\nssl_options.keyfile = {at}/key.pem\n"
         );
         fs::write(directory.join("rabbitmq.conf"), configuration)?;
 
@@ -159,7 +175,7 @@ impl Node {
             ),
         ]
         .map(|(name, value)| (name.to_owned(), value));
-        Ok(Self { amqp_port, management_port, directory: directory.to_owned(), env: env.into() })
+        Ok(Self { amqp_port, amqps_port, management_port, directory: directory.to_owned(), env: env.into() })
     }
 
     fn spawn(&self) -> Result<Keeper> {
