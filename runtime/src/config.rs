@@ -326,5 +326,11 @@ fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&
 const WORD_CHARS_MAX: usize = 80;
 
 fn read_file(path: &Path) -> Result<String, String> {
+    // A pipe would be waited for, perhaps for ever.
+    let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+    let is_missing = !path.exists();
+    if !is_file && !is_missing {
+        return Err(format!("read {}: expected a file", path.display()));
+    }
     std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))
 }

@@ -12,8 +12,8 @@ use url::Url;
 use super::environment::{Environment, Reader, truth};
 use super::file::DEFAULT_STORE;
 use super::value::{
-    ACL, AMQP_NAME, BUCKET, DEFAULT_STATUSES, DOMAIN, HOST, INFLUX_URL, MAIL_ADDRESS, NAME, STATUSES, STORE, TOPIC,
-    exchange, influx_url, is_known_status, root_problem,
+    ACL, AMQP_NAME, BUCKET, CHANNEL, DEFAULT_STATUSES, DOMAIN, HOST, INFLUX_URL, LINE, LINE_EVERY, MAIL_ADDRESS, NAME,
+    NICK, STATUSES, STORE, TOPIC, exchange, influx_url, is_known_status, line_every, root_problem,
 };
 use super::{
     Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, InfluxAccount, IrcAccount, S3Account, Secret,
@@ -64,9 +64,7 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         admin: admin(&reader),
         influx: influx(&reader),
         drain: Duration::from_secs(reader.parsed("PN_DRAIN_SECONDS", "a number of seconds", 30)),
-        keep: Duration::from_secs(
-            60 * 60 * 24 * reader.parsed("PN_KEEP_DAYS", "a number of days", 30_u64).clamp(1, 10_000),
-        ),
+        keep: Duration::from_secs(60 * 60 * 24 * keep_days(&reader)),
         notes: Vec::new(),
     };
     if let Some(why) = root_problem(&config.taskcluster_root) {
@@ -95,6 +93,14 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         notes.push(format!("{name} is set, but nothing reads it"));
     }
     reader.finish(Config { notes, ..config })
+}
+
+fn keep_days(reader: &Reader<'_>) -> u64 {
+    let days = reader.parsed("PN_KEEP_DAYS", "a number of days", 30);
+    if !(1..=10_000).contains(&days) {
+        reader.problem("PN_KEEP_DAYS", format!("expected a number of days from 1 to 10000, found {days}"));
+    }
+    days.clamp(1, 10_000)
 }
 
 /// `PN_ADMIN`: an address, or `none`.
@@ -270,18 +276,21 @@ fn irc(reader: &Reader<'_>, needed: bool) -> Option<IrcAccount> {
     let port = reader.port("IRC_PORT", 6697);
     let burst = reader.parsed("IRC_BURST", "a number of lines", 4);
     let line_seconds: f64 = reader.parsed("IRC_LINE_SECONDS", "a number of seconds", 2.0);
-    let line_every = Duration::try_from_secs_f64(line_seconds).unwrap_or_else(|_| {
-        reader.problem("IRC_LINE_SECONDS", format!("expected a number of seconds, found {line_seconds}"));
+    let line_every = line_every(line_seconds).unwrap_or_else(|| {
+        reader.problem("IRC_LINE_SECONDS", format!("expected {LINE_EVERY}, found {line_seconds}"));
         Duration::from_secs(2)
     });
     let (nick, real_name) = (reader.text("IRC_NICK"), reader.text("IRC_NAME"));
     let password = reader.text("IRC_PASS").map(|password| Secret::new(password.to_owned()));
     let host = if needed { reader.required("IRC_HOST", "the IRC server") } else { reader.text("IRC_HOST")? };
     let nick = nick.unwrap_or_else(|| reader.required("IRC_NICK", "the nickname to use"));
-    for (name, text) in [("IRC_NICK", nick), ("IRC_NAME", real_name.unwrap_or_default())] {
-        if text.contains(char::is_control) || (name == "IRC_NICK" && text.contains([' ', ',', ':', '#'])) {
-            reader.problem(name, format!("expected a name, found {text:?}"));
+    for (name, check, text) in [("IRC_NICK", NICK, nick), ("IRC_NAME", LINE, real_name.unwrap_or_default())] {
+        if !(check.fits)(text) {
+            reader.problem(name, format!("expected {}, found {text:?}", check.what));
         }
+    }
+    if password.as_ref().is_some_and(|password| !(LINE.fits)(password.expose())) {
+        reader.problem("IRC_PASS", "expected one line");
     }
     let real_name = real_name.unwrap_or(nick).to_owned();
     Some(IrcAccount { host: host.to_owned(), port, tls, nick: nick.to_owned(), real_name, password, burst, line_every })
@@ -339,6 +348,9 @@ impl World {
 fn plugins(reader: &Reader<'_>, services: &[String], world: &World, queue: &Queue) -> BTreeMap<String, PluginTerms> {
     let template = template(reader);
     let channel = reader.text("IRC_CHAN").map(str::to_owned);
+    if let Some(text) = channel.as_ref().filter(|text| !(CHANNEL.fits)(text)) {
+        reader.problem("IRC_CHAN", format!("expected {}, found {text:?}", CHANNEL.what));
+    }
     let routing_key = reader.text("REPULSE_ROUTING_KEY").map(str::to_owned);
     let terms = |service: &String| {
         let settings = match service.as_str() {

@@ -1,7 +1,10 @@
 //! What the values of a configuration look like, whether a variable or a file says them. Pure.
 
+use std::time::Duration;
+
 use url::Url;
 
+use crate::grant::irc::is_channel;
 use crate::grant::sns;
 
 /// A form that a text must have.
@@ -39,9 +42,20 @@ pub(super) const REGION: Check = Check {
 };
 pub(super) const LINE: Check = Check { what: "one line", fits: |text| !text.contains(char::is_control) };
 pub(super) const NICK: Check = Check {
-    what: "a nickname",
-    fits: |text| !text.contains(|c: char| c.is_control() || matches!(c, ' ' | ',' | ':' | '#')),
+    what: "a nickname of A-Z a-z 0-9 - _ [ ] \\ ` ^ { | }, not beginning with a digit or -",
+    fits: |text| {
+        let first = text.bytes().next();
+        text.len() <= 64
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_[]\\`^{|}".contains(&b))
+            && first.is_none_or(|b| !b.is_ascii_digit() && b != b'-')
+    },
 };
+pub(super) const CHANNEL: Check = Check { what: "a channel such as #ci", fits: is_channel };
+/// The time between two lines on IRC.
+pub(super) fn line_every(seconds: f64) -> Option<Duration> {
+    (0.0..=3_600.0).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
+}
+pub(super) const LINE_EVERY: &str = "a number of seconds from 0 to 3600";
 /// The names of plugins, tenants and accounts.
 pub(super) const NAME: Check = Check {
     what: "a name of A-Z a-z 0-9 - _, at most 64 of them",
@@ -55,7 +69,9 @@ pub(super) const AMQP_NAME: Check = Check {
 };
 pub(super) const STORE: Check = Check {
     what: "sqlite:<path>, a file",
-    fits: |text| text.strip_prefix("sqlite:").is_some_and(|path| !path.is_empty() && !path.contains(":memory:")),
+    fits: |text| {
+        text.strip_prefix("sqlite:").is_some_and(|path| !path.is_empty() && !path.contains([':', '?']) && path != ".")
+    },
 };
 
 /// What is wrong with Taskcluster's address.

@@ -45,9 +45,7 @@ pub fn plan(grant: &Grant, origin: &Origin, index: u32, request: IrcRequest) -> 
 
 impl IrcGrant {
     pub(super) fn channel(&self, channel: &str) -> Result<(), Refusal> {
-        let strange = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ',' | ':');
-        let named = channel.strip_prefix(['#', '&']).is_some_and(|name| !name.is_empty());
-        if !named || channel.len() > IRC_CHANNEL_BYTES_MAX || channel.contains(strange) {
+        if !is_channel(channel) {
             let shown: String = channel.chars().take(60).collect();
             return Err(Refusal::Invalid(format!("expected a channel such as #ci, found {shown:?}")));
         }
@@ -57,6 +55,14 @@ impl IrcGrant {
             Err(Refusal::NotGranted(format!("lines in {channel}")))
         }
     }
+}
+
+/// `#` or `&` and a name, and nothing that would end it.
+#[must_use]
+pub fn is_channel(text: &str) -> bool {
+    let strange = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ',' | ':');
+    let named = text.strip_prefix(['#', '&']).is_some_and(|name| !name.is_empty());
+    named && text.len() <= IRC_CHANNEL_BYTES_MAX && !text.contains(strange)
 }
 
 fn check_irc_line(line: &str) -> Result<(), Refusal> {

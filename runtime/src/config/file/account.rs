@@ -5,7 +5,9 @@ use std::time::Duration;
 use url::Url;
 
 use super::super::document::Section;
-use super::super::value::{ACL, AMQP_NAME, BUCKET, DOMAIN, HOST, LINE, MAIL_ADDRESS, NICK, REGION};
+use super::super::value::{
+    ACL, AMQP_NAME, BUCKET, DOMAIN, HOST, LINE, LINE_EVERY, MAIL_ADDRESS, NICK, REGION, line_every,
+};
 use super::super::{Account, AwsAccount, Broker, IrcAccount, S3Account, Sender, SesAccount, SmtpAccount, SmtpSecurity};
 
 /// The kinds of accounts.
@@ -118,8 +120,8 @@ fn s3(section: &Section<'_>) -> S3Account {
 fn irc(section: &Section<'_>) -> IrcAccount {
     let nick = section.checked("nick", NICK, None);
     let line_seconds = section.number("line_seconds", "a number of seconds").unwrap_or(2.0);
-    let line_every = Duration::try_from_secs_f64(line_seconds).unwrap_or_else(|_| {
-        section.expected("line_seconds", "a number of seconds");
+    let line_every = line_every(line_seconds).unwrap_or_else(|| {
+        section.expected("line_seconds", LINE_EVERY);
         Duration::from_secs(2)
     });
     IrcAccount {

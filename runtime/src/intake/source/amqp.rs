@@ -3,6 +3,8 @@
 //! The client library's own recovery is off: each session has its own connection, declares and binds anew, and its
 //! deliveries can be acked on that connection only.
 
+mod headers;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Received, Settler};
-use crate::amqp::{AmqpError, HOPS_HEADER, close_channel, connect, within};
+use crate::amqp::{AmqpError, close_channel, connect, within};
 use crate::config::Broker;
 use crate::intake::event::Delivery;
 use crate::metrics::{DeliveryOutcome, Metrics};
@@ -355,41 +357,12 @@ fn delivery(message: lapin::message::Delivery) -> (Delivery, lapin::Acker) {
     let delivery = Delivery {
         exchange: message.exchange.to_string(),
         routing_key: message.routing_key.to_string(),
-        cc_routes: cc_routes(message.properties.headers().as_ref()),
+        cc_routes: headers::cc_routes(message.properties.headers().as_ref()),
         redelivered: message.redelivered,
-        hops: hops(message.properties.headers().as_ref()),
+        hops: headers::hops(message.properties.headers().as_ref()),
         body: message.data,
     };
     (delivery, message.acker)
-}
-
-/// How often a plugin has relayed it, by the header that the `amqp` sink writes. Who relays it further may write the
-/// number in another width.
-fn hops(headers: Option<&FieldTable>) -> u32 {
-    let hops = match headers.and_then(|headers| headers.inner().get(HOPS_HEADER)) {
-        Some(AMQPValue::ShortShortInt(hops)) => i64::from(*hops),
-        Some(AMQPValue::ShortShortUInt(hops)) => i64::from(*hops),
-        Some(AMQPValue::ShortInt(hops)) => i64::from(*hops),
-        Some(AMQPValue::ShortUInt(hops)) => i64::from(*hops),
-        Some(AMQPValue::LongInt(hops)) => i64::from(*hops),
-        Some(AMQPValue::LongUInt(hops)) => i64::from(*hops),
-        Some(AMQPValue::LongLongInt(hops)) => *hops,
-        _ => 0,
-    };
-    u32::try_from(hops.max(0)).unwrap_or(u32::MAX)
-}
-
-/// The `CC` header's routes; what is no text in it is passed over.
-fn cc_routes(headers: Option<&FieldTable>) -> Vec<String> {
-    let Some(AMQPValue::FieldArray(routes)) = headers.and_then(|headers| headers.inner().get("CC")) else {
-        return Vec::new();
-    };
-    let text = |value: &AMQPValue| match value {
-        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
-        AMQPValue::ShortString(text) => Some(text.to_string()),
-        _ => None,
-    };
-    routes.as_slice().iter().filter_map(text).collect()
 }
 
 fn pause(failures: u32) -> Duration {
@@ -405,30 +378,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hops_are_counted_in_whatever_width_they_are_written() {
-        let counted = |value: AMQPValue| {
-            let mut headers = FieldTable::default();
-            headers.insert(HOPS_HEADER.into(), value);
-            hops(Some(&headers))
-        };
-        for value in [
-            AMQPValue::ShortShortInt(3),
-            AMQPValue::ShortShortUInt(3),
-            AMQPValue::ShortInt(3),
-            AMQPValue::ShortUInt(3),
-            AMQPValue::LongInt(3),
-            AMQPValue::LongUInt(3),
-            AMQPValue::LongLongInt(3),
-        ] {
-            assert_eq!(counted(value.clone()), 3, "{value:?}");
-        }
-        assert_eq!(counted(AMQPValue::LongLongInt(i64::MAX)), u32::MAX);
-        assert_eq!(counted(AMQPValue::LongInt(-1)), 0);
-        assert_eq!(counted(AMQPValue::LongString("3".into())), 0);
-        assert_eq!(hops(None), 0);
-    }
 
     #[test]
     fn nothing_is_taken_out_for_an_error_of_another_kind() {

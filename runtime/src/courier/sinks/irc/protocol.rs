@@ -222,4 +222,32 @@ mod tests {
         let endless = Shown { user_bytes: 6, host_bytes: 10_000 };
         assert_eq!(room("pulse", endless, "#ci"), ROOM_MIN, "however little room there is, it goes on");
     }
+
+    proptest::proptest! {
+        #![proptest_config(crate::hostile::thousands())]
+
+        #[test]
+        fn whatever_a_server_or_a_plugin_says_a_line_stays_one_line(
+            said in crate::hostile::text(),
+            line in crate::hostile::text(),
+            bytes in 64_usize..400,
+        ) {
+            for said in [said.clone(), format!(":irc.test 433 * {said}"), format!(":pulse!u@h JOIN {said}")] {
+                let Ok(message) = said.parse::<Message>() else { continue };
+                _ = answer_to_nick(&message);
+                _ = answer_to_join(&message, "pulse", "#ci");
+                if let Some((_, words)) = error_about(&message, "#ci") {
+                    proptest::prop_assert!(!words.contains(char::is_control), "{words:?}");
+                }
+            }
+            let (mut left, mut pieces) = (Some(line.as_str()), String::new());
+            while let Some(whole) = left.filter(|whole| !whole.is_empty()) {
+                let (piece, rest) = cut(whole, bytes);
+                proptest::prop_assert!(!piece.is_empty() && piece.len() <= bytes);
+                pieces.push_str(piece);
+                left = rest;
+            }
+            proptest::prop_assert_eq!(pieces, line);
+        }
+    }
 }
