@@ -589,7 +589,7 @@ mod tests {
                 let why = "before the first line: no answer to PING within 20 s";
                 assert_eq!(said, Err(Receipt::Transient(why.into())));
                 drop(session);
-                server.expect("PING :pulse-2").await;
+                server.expect("PING :pulse-1").await;
                 assert_eq!(server.hear().await, None);
             }
         }
@@ -648,7 +648,7 @@ mod tests {
                 let heard = server.hear().await.unwrap();
                 let Some(piece) = heard.strip_prefix("PRIVMSG #ci :") else {
                     assert_eq!(heard, "PING :pulse-2");
-                    server.say(&["PONG :pulse-1"]).await;
+                    server.say(&["PONG :pulse-2"]).await;
                     break whole;
                 };
                 assert!(format!("{prefix}{heard}\r\n").len() <= LINE_BYTES_MAX, "{heard}");
