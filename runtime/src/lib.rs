@@ -27,6 +27,7 @@
 
 pub mod admin;
 mod amqp;
+mod causes;
 pub mod cli;
 pub mod config;
 pub mod courier;

@@ -1,16 +1,25 @@
 //! What a task wants said, as a mail: the message, the task's link, its collected logs and the date.
 //!
 //! ```no_run
-//! use pulse_notifier_sdk::{Event, Mail, Result, summary};
+//! use pulse_notifier_sdk::{Event, Result, summary};
 //!
 //! fn notify(event: &Event) -> Result {
-//!     let mail = Mail::to(&event.notification.emails).subject(&event.notification.subject);
-//!     mail.text(summary::text(event)).html(summary::html(summary::TEMPLATE, event)).send()?;
+//!     if let Some(mail) = summary::mail(event) {
+//!         mail.html(summary::html(summary::TEMPLATE, event)).send()?;
+//!     }
 //!     Ok(())
 //! }
 //! ```
 
-use crate::{Event, html};
+use crate::{Event, Mail, html};
+
+/// The summary as a mail of plain text to whom the notification names, in the thread of the task's group; none when it
+/// names nobody.
+pub fn mail(event: &Event) -> Option<Mail> {
+    let wanted = &event.notification;
+    let to_somebody = || Mail::to(&wanted.emails).subject(&wanted.subject).thread(&event.task_group_id);
+    (!wanted.emails.is_empty()).then(to_somebody).map(|mail| mail.text(text(event)))
+}
 
 /// The summary as plain text.
 #[must_use]

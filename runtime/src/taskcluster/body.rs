@@ -1,6 +1,5 @@
 //! The body of an answer, piece by piece: unpacked, capped however small it was packed, never waited for in vain.
 
-use std::error::Error;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use reqwest::{RequestBuilder, Response};
 use tokio::time::timeout;
 
 use super::{Patience, ReadError};
+use crate::causes::causes;
 
 /// A body on its way. One that ends without an error is whole.
 pub struct Body {
@@ -94,14 +94,7 @@ fn silent(silence: Duration) -> String {
 
 /// What went wrong, without the address, which may be signed.
 fn why(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    causes(&error.without_url())
 }
 
 /// Unpacked at once: a thousand times as much at worst.

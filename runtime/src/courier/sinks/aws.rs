@@ -15,6 +15,7 @@ use aws_sdk_ses::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use hyper_util::client::legacy::Error as ClientError;
 
+use crate::causes::causes;
 use crate::config::AwsAccount;
 use crate::courier::Receipt;
 use crate::tls::is_about_tls;
@@ -127,16 +128,6 @@ fn was_never_sent(error: &(dyn Error + 'static)) -> bool {
 
 fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
     error.downcast_ref::<E>().or_else(|| find(error.source()?))
-}
-
-fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Foreign words as part of a receipt.

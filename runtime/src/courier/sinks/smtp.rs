@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::mail;
+use crate::causes::causes;
 use crate::config::{SmtpAccount, SmtpSecurity};
 use crate::courier::Receipt;
 use crate::effect::Email;
@@ -204,7 +205,7 @@ async fn step<T>(
             let what = match (step, cause) {
                 // What a server says here may repeat what it was told.
                 (Step::Login, Cause::Answer(code)) => format!("the server refuses the login ({code})"),
-                _ => whole(&error),
+                _ => causes(&error),
             };
             Err(Failure { step, cause, what })
         }
@@ -213,20 +214,6 @@ async fn step<T>(
             Err(Failure { step, cause: Cause::Silence, what })
         }
     }
-}
-
-/// The error with its causes, which say what really happened.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 impl Failure {
