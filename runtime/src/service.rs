@@ -91,6 +91,11 @@ impl Service {
         let tenants: BTreeMap<_, _> = parts.tenants.into_iter().map(|tenant| (tenant.name.clone(), tenant)).collect();
         let (stop_courier, attempts) = (CancellationToken::new(), TaskTracker::new());
         store.probe_now().await?;
+        for (destination, effects) in store.waiting().await? {
+            if !parts.sinks.contains_key(&destination) {
+                tracing::error!(destination, effects, "effects wait for a destination that is no longer configured");
+            }
+        }
         let courier = Arc::new(Courier {
             store: store.clone(),
             sinks: parts.sinks,

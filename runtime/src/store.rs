@@ -207,7 +207,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn suspended(&self) -> Result<BTreeMap<String, String>, StoreError> {
-        Ok(sqlite::suspended(&self.reader).await?)
+        Ok(sqlite::figures::suspended(&self.reader).await?)
+    }
+
+    /// How many effects wait for each destination.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn waiting(&self) -> Result<BTreeMap<String, i64>, StoreError> {
+        Ok(sqlite::figures::waiting(&self.reader).await?)
     }
 
     /// What the database counts for the figures.
@@ -215,7 +223,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn figures(&self) -> Result<Figures, StoreError> {
-        Ok(sqlite::figures(&self.reader, now_ms()).await?)
+        Ok(sqlite::figures::figures(&self.reader, now_ms()).await?)
     }
 
     /// How many events, invocations and effects are not at their end.

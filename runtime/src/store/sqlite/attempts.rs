@@ -1,0 +1,105 @@
+//! Attempts: recorded before they begin, and how they ended.
+
+use std::collections::BTreeMap;
+
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+
+use super::{Result, in_chunks};
+use crate::store::rows::{Claim, Claimed, Finished, Next};
+
+pub(super) async fn record_attempts(
+    connection: &mut SqliteConnection,
+    claim: &Claim,
+    claimed: &[Claimed],
+    now_ms: i64,
+) -> Result<()> {
+    for chunk in in_chunks(claimed) {
+        let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_seq, number, owner, started_ms) ");
+        insert.push_values(chunk, |mut row, claimed| {
+            row.push_bind(claimed.seq).push_bind(claimed.attempt).push_bind(claim.owner.clone()).push_bind(now_ms);
+        });
+        insert.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Records how attempts ended, many at once.
+pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
+    for chunk in in_chunks(finished) {
+        end_attempts(connection, chunk).await?;
+        move_effects(connection, chunk).await?;
+    }
+    // The last word on a destination counts; what is tried again says nothing about it.
+    let speaks = |finished: &&&Finished| matches!(finished.next, Next::Suspended { .. } | Next::Delivered | Next::Dead);
+    let words = finished.iter().filter(speaks);
+    let last: BTreeMap<_, _> = words.map(|finished| (finished.destination.as_str(), *finished)).collect();
+    for finished in last.into_values() {
+        record_suspension(connection, finished).await?;
+    }
+    Ok(())
+}
+
+async fn end_attempts(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
+    let mut update = QueryBuilder::<Sqlite>::new("WITH ended (seq, number, owner, ended_ms, outcome, answer) AS (");
+    update.push_values(finished, |mut row, finished| {
+        row.push_bind(finished.seq)
+            .push_bind(finished.attempt)
+            .push_bind(finished.owner.clone())
+            .push_bind(finished.ended_ms)
+            .push_bind(finished.outcome)
+            .push_bind(finished.answer.clone().into_bytes());
+    });
+    update.push(
+        ") UPDATE attempt SET ended_ms = ended.ended_ms, outcome = ended.outcome, answer = ended.answer FROM ended \
+         WHERE attempt.effect_seq = ended.seq AND attempt.number = ended.number AND attempt.owner = ended.owner",
+    );
+    update.build().execute(connection).await.map(drop)
+}
+
+/// Only the attempt that holds the claim moves its effect on.
+async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
+    let mut update =
+        QueryBuilder::<Sqlite>::new("WITH ended (seq, number, owner, state, answer, due_ms, failures, in_doubt) AS (");
+    update.push_values(finished, |mut row, finished| {
+        let (due_ms, failures) = match finished.next {
+            Next::Pending { due_ms } => (due_ms, 1_u32),
+            Next::Suspended { .. } | Next::Delivered | Next::Dead | Next::Expired | Next::Refused => {
+                (finished.ended_ms, 0)
+            }
+        };
+        row.push_bind(finished.seq)
+            .push_bind(finished.attempt)
+            .push_bind(finished.owner.clone())
+            .push_bind(finished.next.state())
+            .push_bind(finished.answer.clone().into_bytes())
+            .push_bind(due_ms)
+            .push_bind(failures)
+            .push_bind(u32::from(finished.in_doubt));
+    });
+    update.push(
+        ") UPDATE effect SET state = ended.state, reason = ended.answer, due_ms = ended.due_ms, owner = NULL, \
+         lease_ms = NULL, failures = effect.failures + ended.failures, in_doubt = effect.in_doubt + ended.in_doubt \
+         FROM ended WHERE effect.seq = ended.seq AND effect.state = 'claimed' AND effect.attempt = ended.number \
+         AND effect.owner = ended.owner",
+    );
+    update.build().execute(connection).await.map(drop)
+}
+
+/// A destination that answered as it should is suspended no longer.
+async fn record_suspension(connection: &mut SqliteConnection, finished: &Finished) -> Result<()> {
+    let query = match finished.next {
+        Next::Suspended { probe_ms } => sqlx::query(
+            "INSERT INTO suspension (destination, reason, since_ms, probe_ms, probes) VALUES (?1, ?2, ?3, ?4, 0) \
+             ON CONFLICT (destination) DO UPDATE SET reason = ?2, probe_ms = ?4, probes = probes + 1",
+        )
+        .bind(&finished.destination)
+        .bind(finished.answer.as_bytes())
+        .bind(finished.ended_ms)
+        .bind(probe_ms),
+        Next::Delivered | Next::Dead => {
+            sqlx::query("DELETE FROM suspension WHERE destination = ?").bind(&finished.destination)
+        }
+        Next::Pending { .. } | Next::Expired | Next::Refused => return Ok(()),
+    };
+    query.execute(connection).await.map(drop)
+}

@@ -1,0 +1,175 @@
+//! Effects: planned with their invocation, claimed by couriers.
+
+use std::collections::HashMap;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+
+use super::{Result, attempts, from_json, hash, in_chunks, json};
+use crate::effect::{EffectId, Planned};
+use crate::store::rows::{Claim, Claimed, Invocation, Outcome};
+use crate::store::writer::Written;
+use crate::store::{LEASE_MS, now_ms};
+
+/// An effect with the invocation it belongs to and the effect it must wait for.
+pub(super) struct EffectRow<'a> {
+    invocation_id: i64,
+    after: Option<EffectId>,
+    tenant: &'a str,
+    plugin: &'a str,
+    created_ms: i64,
+    planned: &'a Planned,
+}
+
+/// The effects of a plan, each told which one to the same recipient comes before it.
+pub(super) fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: &'a Invocation) -> Vec<EffectRow<'a>> {
+    let created_ms = now_ms();
+    let Outcome::Done(plan) = &invocation.outcome else { return Vec::new() };
+    let mut last: HashMap<(&str, &str, &str), EffectId> = HashMap::new();
+    let row = |planned: &'a Planned| {
+        let to = (planned.effect.capability(), planned.effect.account(), planned.effect.recipient());
+        let after = if planned.refused.is_none() { last.insert(to, planned.id) } else { None };
+        EffectRow { invocation_id, after, tenant, plugin: &invocation.plugin, created_ms, planned }
+    };
+    plan.effects.iter().map(row).collect()
+}
+
+pub(super) async fn insert_effects(connection: &mut SqliteConnection, effects: &[EffectRow<'_>]) -> Result<()> {
+    for chunk in in_chunks(effects) {
+        let mut insert = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO effect (id, invocation_id, after, call, tenant, plugin, destination, recipient, payload, \
+             created_ms, state, reason, due_ms) ",
+        );
+        insert.push_values(chunk, |mut row, effect| {
+            let planned = effect.planned;
+            row.push_bind(planned.id.as_bytes().to_vec())
+                .push_bind(effect.invocation_id)
+                .push_bind(effect.after.map(|after| after.as_bytes().to_vec()))
+                .push_bind(planned.call.as_bytes().to_vec())
+                .push_bind(effect.tenant.to_owned())
+                .push_bind(effect.plugin.to_owned())
+                .push_bind(planned.effect.destination())
+                .push_bind(planned.effect.recipient().as_bytes().to_vec())
+                .push_bind(json(&planned.effect))
+                .push_bind(effect.created_ms)
+                .push_bind(if planned.refused.is_some() { "refused" } else { "pending" })
+                .push_bind(planned.refused.as_ref().map(|reason| reason.clone().into_bytes()))
+                .push_bind(effect.created_ms);
+        });
+        insert.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Claims what is due and what others have claimed and let lapse. Of a suspended destination it claims nothing, or one
+/// effect as a probe when that is due.
+pub(super) async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Claimed>> {
+    // The time of the commit, not of the wish: a lease that had lapsed while waiting would be taken over at once.
+    let now_ms = now_ms();
+    let limit = match suspension(connection, claim, now_ms).await? {
+        None => claim.limit,
+        Some(probe_ms) if probe_ms > now_ms => return Ok(Vec::new()),
+        // One at a time: while any attempt is under way, its answer is what is waited for.
+        Some(_) if is_attempted(connection, claim, now_ms).await? => return Ok(Vec::new()),
+        Some(_) => claim.limit.min(1),
+    };
+    let in_flight = serde_json::Value::from_iter(claim.in_flight.iter().copied()).to_string();
+    let rows = sqlx::query(
+        "UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', owner = ?1, lease_ms = ?2, \
+         attempt = attempt + 1 \
+         WHERE seq IN (\
+           SELECT seq FROM (SELECT seq FROM effect e \
+             WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4 \
+               AND seq NOT IN (SELECT value FROM json_each(?6)) ORDER BY lease_ms LIMIT 0 + ?5) \
+           UNION ALL \
+           SELECT seq FROM (SELECT seq FROM effect e \
+             WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
+               SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
+             ORDER BY due_ms LIMIT 0 + ?5) \
+           LIMIT 0 + ?5) \
+         RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, payload",
+    )
+    .bind(&claim.owner)
+    .bind(now_ms + LEASE_MS)
+    .bind(&claim.destination)
+    .bind(now_ms)
+    .bind(limit)
+    .bind(in_flight)
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut claimed = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match self::claimed(row) {
+            Ok(readable) => claimed.push(readable),
+            Err(error) => {
+                tracing::error!(%error, "an effect cannot be read back and is dead");
+                let dead = "UPDATE effect SET state = 'dead', reason = ? WHERE seq = ?";
+                let seq: i64 = row.try_get("seq")?;
+                sqlx::query(dead).bind(error.to_string().into_bytes()).bind(seq).execute(&mut *connection).await?;
+            }
+        }
+    }
+    attempts::record_attempts(connection, claim, &claimed, now_ms).await?;
+    Ok(claimed)
+}
+
+async fn is_attempted(connection: &mut SqliteConnection, claim: &Claim, now_ms: i64) -> Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM effect WHERE state = 'claimed' AND destination = ? AND lease_ms > ?)",
+    )
+    .bind(&claim.destination)
+    .bind(now_ms)
+    .fetch_one(connection)
+    .await
+}
+
+/// When a suspended destination is probed next; taking the probe puts the next one off by a lease.
+async fn suspension(connection: &mut SqliteConnection, claim: &Claim, now_ms: i64) -> Result<Option<i64>> {
+    let probe_ms: Option<i64> = sqlx::query_scalar("SELECT probe_ms FROM suspension WHERE destination = ?")
+        .bind(&claim.destination)
+        .fetch_optional(&mut *connection)
+        .await?;
+    if probe_ms.is_some_and(|probe_ms| probe_ms <= now_ms) {
+        sqlx::query("UPDATE suspension SET probe_ms = ? WHERE destination = ?")
+            .bind(now_ms + LEASE_MS)
+            .bind(&claim.destination)
+            .execute(connection)
+            .await?;
+    }
+    Ok(probe_ms)
+}
+
+pub(super) async fn renew(
+    connection: &mut SqliteConnection,
+    owner: &str,
+    effects: &[i64],
+    lease_ms: i64,
+) -> Result<Written> {
+    for chunk in in_chunks(effects) {
+        let mut update = QueryBuilder::<Sqlite>::new("UPDATE effect SET lease_ms = ");
+        update.push_bind(lease_ms).push(" WHERE state = 'claimed' AND owner = ").push_bind(owner.to_owned());
+        update.push(" AND seq IN (");
+        let mut rows = update.separated(", ");
+        for seq in chunk {
+            rows.push_bind(*seq);
+        }
+        update.push(")");
+        update.build().execute(&mut *connection).await?;
+    }
+    Ok(Written::Nothing)
+}
+
+fn claimed(row: &SqliteRow) -> Result<Claimed> {
+    Ok(Claimed {
+        seq: row.try_get("seq")?,
+        id: hash(row, "id")?,
+        call: hash(row, "call")?,
+        tenant: row.try_get("tenant")?,
+        plugin: row.try_get("plugin")?,
+        attempt: row.try_get("attempt")?,
+        failures: row.try_get("failures")?,
+        in_doubt: row.try_get("in_doubt")?,
+        created_ms: row.try_get("created_ms")?,
+        effect: from_json(row, "payload")?,
+    })
+}
