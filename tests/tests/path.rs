@@ -92,6 +92,21 @@ async fn a_message_published_twice_is_mailed_once() -> Result<()> {
 }
 
 #[tokio::test]
+async fn mails_one_after_another_go_over_one_connection() -> Result<()> {
+    let world = world().await?;
+    let service = world.running(&["smtp"]).await?;
+    let store = store(&service);
+    let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered'";
+    for number in 1..=5 {
+        let (_, message) = world.failed_task(&mail_to("a@example.com"));
+        world.publish(&message).await?;
+        wait::until("it is delivered", SOON, async || Ok(count(&store, delivered).await? == number)).await?;
+    }
+    assert_eq!(world.smtp.connections()?, 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_plugin_that_faults_or_fails_sends_nothing_and_harms_no_other() -> Result<()> {
     let world = world().await?;
     let service = world.running(&["smtp", "hostile"]).await?;

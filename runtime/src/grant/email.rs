@@ -161,6 +161,14 @@ mod tests {
     }
 
     #[test]
+    fn a_mail_goes_to_at_most_256_recipients() {
+        let to: Vec<_> = (0..257).map(|number| format!("{number}@example.com")).collect();
+        let to: Vec<&str> = to.iter().map(String::as_str).collect();
+        assert_eq!(ask(&["*"], mail(&to[..256])).unwrap().len(), 256);
+        assert!(matches!(ask(&["*"], mail(&to)), Err(Refusal::OverLimit(_))));
+    }
+
+    #[test]
     fn without_a_grant_there_is_no_mail() {
         let origin = Origin { event: Hash::of_bytes(b""), generation: 0, identity: "i".into(), plugin: "p".into() };
         assert!(matches!(plan(&Grant::default(), &origin, 0, mail(&["a@b.cd"])), Err(Refusal::NotGranted(_))));
