@@ -15,6 +15,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use url::Url;
 
+use crate::grant::s3::is_path;
 use crate::task_id::TaskId;
 pub use body::Body;
 
@@ -206,7 +207,7 @@ impl Taskcluster {
         name: &str,
         patience: Patience,
     ) -> Result<Response, ReadError> {
-        if name.len() > NAME_BYTES_MAX || name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        if !is_path(name) {
             return Err(ReadError::Gone("not the name of an artifact".into()));
         }
         let run = run_id.to_string();
@@ -320,7 +321,6 @@ const DEFINITION_BYTES_MAX: u64 = 11_000_000;
 const LISTING_BYTES_MAX: u64 = 2 << 20;
 const ARTIFACT_BYTES_MAX: u64 = 256 << 10;
 const STREAM_BYTES_MAX: u64 = 5 << 30;
-const NAME_BYTES_MAX: usize = 1_024;
 
 #[cfg(test)]
 mod tests {

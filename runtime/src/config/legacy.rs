@@ -41,6 +41,10 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         irc: irc(&reader, uses("irc")),
         exchange: repulse_exchange(&reader, uses("repulse"), &broker.login),
     };
+    if let Some(exchange) = world.exchange.as_ref().filter(|name| queue.bindings.iter().any(|it| it.exchange == **name))
+    {
+        notes.push(format!("REPULSE_EXCHANGE: {exchange} is consumed from, so publishing there is refused"));
+    }
     let logs = world.s3.as_ref().filter(|_| uses("log_collect")).and_then(|s3| LogCollection::in_bucket(&s3.bucket));
     let tenant = Tenant {
         name: "default".into(),
@@ -138,7 +142,9 @@ fn broker(reader: &Reader<'_>) -> Broker {
     }
     for name in ["PULSE_HOST", "SMTP_HOST", "IRC_HOST"] {
         if let Some(text) = reader.text(name).filter(|text| !(HOST.fits)(text)) {
-            reader.problem(name, format!("expected {}, found {text:?}", HOST.what));
+            // Whoever pastes an address there may paste a password with it.
+            let found = if text.contains(['@', '/']) { "an address".to_owned() } else { format!("{text:?}") };
+            reader.problem(name, format!("expected {}, found {found}", HOST.what));
         }
     }
     Broker {

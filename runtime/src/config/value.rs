@@ -17,7 +17,7 @@ pub(super) struct Check {
 }
 
 pub(super) const HOST: Check = Check {
-    what: "a host",
+    what: "a host alone, without scheme, user and password",
     fits: |text| !text.contains(|c: char| c.is_control() || c.is_whitespace() || matches!(c, '/' | '@')),
 };
 pub(super) const MAIL_ADDRESS: Check =
@@ -80,6 +80,8 @@ pub(super) fn root_problem(root: &Url) -> Option<&'static str> {
         Some("expected an http or https URL")
     } else if !root.username().is_empty() || root.password().is_some() {
         Some("expected a URL without user and password: it is shown to everybody")
+    } else if root.query().is_some() || root.fragment().is_some() {
+        Some("expected a URL that ends with its path")
     } else {
         None
     }
@@ -110,7 +112,12 @@ pub(super) const DEFAULT_STATUSES: [&str; 3] = ["task-completed", "task-failed",
 pub(super) fn influx_url(text: &str) -> Option<Url> {
     let port = if text.contains(':') { "" } else { ":8086" };
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}{port}") };
-    Url::parse(&url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+    Url::parse(&url).ok().filter(|url| is_plain(url))
 }
 
-pub(super) const INFLUX_URL: &str = "a host, host:port or http URL";
+/// An address of the web that holds nobody's password.
+fn is_plain(url: &Url) -> bool {
+    matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty() && url.password().is_none()
+}
+
+pub(super) const INFLUX_URL: &str = "a host, host:port or http URL, without user and password";

@@ -134,6 +134,7 @@ impl<'a> Reader<'a> {
         let (emails, recipients) = (self.texts(section, "emails"), self.texts(section, "recipients"));
         let emails = merged(emails, recipients);
         let (nicks, channels) = (self.texts(section, "nicks"), self.texts(section, "channels"));
+        let nicks: Vec<String> = nicks.iter().map(|nick| one_line(nick)).filter(|nick| !nick.is_empty()).collect();
         let section_json = Value::Object(section.clone()).to_string();
         for (plugin, own_text) in named {
             let subject = self.text(own_text, section, "subject").unwrap_or_else(|| self.fallback_subject());

@@ -256,7 +256,8 @@ impl Session {
     fn not_published(&self, error: &AmqpError) -> Receipt {
         let why = error.to_string();
         match error.soft() {
-            Some(AMQPSoftError::ACCESSREFUSED) => Receipt::Suspended(why),
+            // About this exchange, which a plugin chose: messages to others do not wait for it.
+            Some(AMQPSoftError::ACCESSREFUSED) => Receipt::Transient(why),
             // It is about the message itself.
             Some(AMQPSoftError::CONTENTTOOLARGE | AMQPSoftError::PRECONDITIONFAILED) => Receipt::Permanent(why),
             Some(

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use lettre::Address;
+use lettre::address::Envelope;
 use lettre::message::header::{Header, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message, MultiPart, MultiPartKind, SinglePart};
 
@@ -20,17 +22,18 @@ pub(super) enum BuildError {
 pub(super) fn build(sender: &Sender, claimed: &Claimed, email: &Email) -> Result<Vec<u8>, BuildError> {
     let domain = &sender.threading_domain;
     let asked_at = SystemTime::UNIX_EPOCH + Duration::from_millis(claimed.created_ms.unsigned_abs());
+    let from: Address = sender.from.parse()?;
     let mut message = Message::builder()
-        .from(Mailbox::new(None, sender.from.parse()?))
+        .from(Mailbox::new(None, from.clone()))
         .subject(&*email.subject)
         .date(asked_at)
         .message_id(Some(format!("<{}@{domain}>", claimed.call)))
         .header(EffectHeader(claimed.id.to_string()))
         .header(AutoSubmitted);
     // An address outside ASCII would keep the copies of the others from servers that take none.
-    for to in email.to.iter().filter(|to| to.is_ascii() || !email.recipient.is_ascii()) {
-        message = message.to(Mailbox::new(None, to.parse()?));
-    }
+    let shown = email.to.iter().filter(|to| to.is_ascii() || !email.recipient.is_ascii());
+    let to = shown.map(|to| to.parse()).collect::<Result<Vec<Address>, _>>()?;
+    message = message.header(To(to)).envelope(Envelope::new(Some(from), vec![email.recipient.parse()?])?);
     if let Some(thread) = &email.thread {
         let thread = format!("<{thread}@{domain}>");
         message = message.in_reply_to(thread.clone()).references(thread);
@@ -52,6 +55,25 @@ pub(super) fn build(sender: &Sender, claimed: &Claimed, email: &Email) -> Result
 /// and what follows it could pass for a command.
 fn with_plain_ends(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
+}
+
+/// `To:`, an address on each line: the library writes them all on one, and servers take 998 bytes of a line.
+#[derive(Clone)]
+struct To(Vec<Address>);
+
+impl Header for To {
+    fn name() -> HeaderName {
+        HeaderName::new_from_ascii_str("To")
+    }
+
+    fn parse(text: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Self(text.split(',').map(|address| address.trim().parse()).collect::<Result<_, _>>()?))
+    }
+
+    fn display(&self) -> HeaderValue {
+        let addresses: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        HeaderValue::dangerous_new_pre_encoded(Self::name(), addresses.join(", "), addresses.join(",\r\n "))
+    }
 }
 
 /// `X-Pulse-Notifier-Effect`: the effect's id, by which a repeated mail can be told.
@@ -126,6 +148,25 @@ mod tests {
         };
         let mail = built(&email);
         assert!(!mail.replace("\r\n", "").contains(['\r', '\n']), "{mail:?}");
+    }
+
+    #[test]
+    fn however_many_are_told_no_line_is_longer_than_servers_take() {
+        let to: Vec<String> =
+            (0..256).map(|number| format!("somebody-with-a-long-name-{number}@example.com")).collect();
+        let email = Email {
+            account: "smtp".into(),
+            recipient: to[0].clone(),
+            to: to.clone().into(),
+            subject: "x".repeat(900).into(),
+            text: "x".repeat(5_000).into(),
+            html: None,
+            thread: Some("group".into()),
+        };
+        let mail = built(&email);
+        assert!(mail.split("\r\n").all(|line| line.len() <= 998), "{mail}");
+        let unfolded = mail.replace(",\r\n ", ", ");
+        assert!(unfolded.contains(&format!("To: {}\r\n", to.join(", "))), "{mail}");
     }
 
     proptest::proptest! {

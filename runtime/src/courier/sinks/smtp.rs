@@ -90,7 +90,7 @@ impl Smtp {
         };
         match self.send(&recipient, &body).await {
             Ok(response) => Receipt::Delivered(first_line(&response)),
-            Err(failure) => failure.receipt(),
+            Err(failure) => failure.receipt(self.account.login.is_some()),
         }
     }
 
@@ -218,7 +218,7 @@ async fn step<T>(
 
 impl Failure {
     /// What a failure at this step means for the effect.
-    fn receipt(self) -> Receipt {
+    fn receipt(self, has_login: bool) -> Receipt {
         let answer = format!("{}: {}", self.step.name(), self.what);
         let code = match (self.cause, self.step) {
             (Cause::Answer(code), _) => code,
@@ -228,8 +228,11 @@ impl Failure {
             (Cause::Silence, _) => return Receipt::Transient(answer),
         };
         match (self.step, code) {
-            // "Authenticate first", whenever it comes.
-            (_, 530 | 534 | 535 | 538) => Receipt::Suspended(answer),
+            // "Authenticate first" after we did, or where it depends on the recipient, is about that recipient: whoever
+            // names one must not stop the mails to all others.
+            (Step::Recipient | Step::Data | Step::Body, 530 | 534 | 535 | 538) if !has_login => {
+                Receipt::Transient(answer)
+            }
             (_, 400..=499) => Receipt::Transient(answer),
             // Too large: about this mail.
             (Step::Sender, 552) => Receipt::Permanent(answer),
