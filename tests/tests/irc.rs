@@ -318,7 +318,7 @@ async fn a_nick_as_long_as_the_server_allows_gives_way_to_one_as_long() -> Resul
 async fn a_nick_that_is_none_waits_for_whoever_mends_it() -> Result<()> {
     let place = Place::new().await?;
     let reader = place.irc.reader("reader", "#ci").await?;
-    let mut service = place.started(&["irc"], &[("IRC_NICK", "1pulse")]).await?;
+    let mut service = place.started(&["irc"], &[("IRC_NICK", "pulse-notifier")]).await?;
     place.fail(say("hello")).await?;
     let store = store(&service);
     let reason = "SELECT CAST(reason AS TEXT) FROM suspension";
