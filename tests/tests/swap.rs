@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::world::{count, definition, failure, mail_to, store};
+use end_to_end::world::{count, definition, failure, store};
 use end_to_end::{Broker, Service, World, guest, request, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(240);
@@ -20,11 +20,7 @@ const LONG: Duration = Duration::from_secs(240);
 /// A world whose plugin `stamped` is in its version 0.
 async fn world() -> Result<World> {
     let world = World::new(Broker::shared().await?, &["stamped"]).await?;
-    world.taskcluster.define_all(|task_id| {
-        let mut section = mail_to(&address(task_id));
-        section["plugins"] = "stamped".into();
-        definition(&section)
-    });
+    world.taskcluster.define_all(|task_id| definition(&json!({"plugins": ["stamped"], "emails": [address(task_id)]})));
     Ok(world)
 }
 
@@ -41,7 +37,7 @@ fn version(number: u32) -> Result<Vec<u8>> {
     let mut wasm = fs::read(guest("stamped")?)?;
     let (old, new) = (stamp(0), stamp(number));
     let place = wasm.windows(old.len()).position(|bytes| bytes == old.as_bytes()).context("it has a stamp")?;
-    wasm[place..place + new.len()].copy_from_slice(new.as_bytes());
+    wasm.splice(place..place + new.len(), new.into_bytes());
     Ok(wasm)
 }
 
@@ -101,12 +97,14 @@ impl<'a> Running<'a> {
     }
 
     async fn refused(&self) -> Result<BTreeMap<String, String>> {
-        let address = |line: &str| Some(serde_json::from_str::<Value>(line).ok()?["address"].as_str()?.to_owned());
+        let address =
+            |line: &str| serde_json::from_str::<Value>(line).ok()?.get("address")?.as_str().map(str::to_owned);
         let address = self.service.output().lines().find_map(address).context("it says where it serves health")?;
         let port = address.rsplit(':').next().context("a port")?.parse()?;
         let answer = request(port, "GET", "/readyz", &[], "").await?;
         assert_eq!(answer.status, 200, "a file that cannot run does not make it unready");
-        Ok(serde_json::from_value(serde_json::from_str::<Value>(&answer.body)?["refused"].clone())?)
+        let said: Value = serde_json::from_str(&answer.body)?;
+        Ok(serde_json::from_value(said.get("refused").cloned().unwrap_or_default())?)
     }
 }
 
