@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use crate::registry::Registry;
 use crate::store::{Health, Store};
 
 /// What the answers are made of.
@@ -23,6 +24,8 @@ pub struct Admin {
     pub store: Store,
     /// Whether each tenant's queue is being consumed.
     pub consuming: BTreeMap<String, watch::Receiver<bool>>,
+    /// The live plugins.
+    pub registry: Arc<Registry>,
     /// The figures.
     pub metrics: Arc<Metrics>,
 }
@@ -35,6 +38,8 @@ struct Readiness {
     queues: BTreeMap<String, &'static str>,
     /// Destinations that wait for a person, with the reason. They do not make the service unready.
     suspended: BTreeMap<String, String>,
+    /// Plugins whose file holds something that cannot run, with the reason; another version of them runs.
+    refused: BTreeMap<String, String>,
 }
 
 impl Admin {
@@ -79,7 +84,8 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     };
     let ready = store_ready && consuming && readable;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let text = serde_json::to_string_pretty(&Readiness { ready, store, queues, suspended }).unwrap_or_default();
+    let readiness = Readiness { ready, store, queues, suspended, refused: admin.registry.refused() };
+    let text = serde_json::to_string_pretty(&readiness).unwrap_or_default();
     (status, [(CONTENT_TYPE, "application/json")], text + "\n").into_response()
 }
 

@@ -44,7 +44,7 @@ pub struct Intake {
     /// Where task definitions come from.
     pub tasks: Arc<Tasks>,
     /// The live plugins.
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     /// Runs them.
     pub sandbox: Arc<Sandbox>,
     /// Keeps what they asked for.

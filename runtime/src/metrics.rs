@@ -14,6 +14,7 @@ pub struct Metrics {
     deliveries: IntCounterVec,
     invocations: IntCounterVec,
     invocation_seconds: HistogramVec,
+    swaps: IntCounterVec,
     attempts: IntCounterVec,
     effects: IntGaugeVec,
     oldest_pending_seconds: IntGauge,
@@ -37,6 +38,15 @@ pub enum DeliveryOutcome {
     Dead,
     /// It was no event.
     Malformed,
+}
+
+/// What became of a plugin's file that came while the service ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwapOutcome {
+    /// It runs.
+    Live,
+    /// It cannot run; what ran before still does.
+    Refused,
 }
 
 impl Metrics {
@@ -75,6 +85,11 @@ impl Metrics {
                 &["plugin", "outcome"],
             )?,
             invocation_seconds,
+            swaps: counters(
+                "plugin_swaps_total",
+                "Plugin files that came while running, by what became of them.",
+                &["plugin", "outcome"],
+            )?,
             attempts: counters(
                 "attempts_total",
                 "Attempts by capability and kind of answer.",
@@ -102,6 +117,11 @@ impl Metrics {
     pub fn invocation(&self, plugin: &str, outcome: &str, cpu: Duration) {
         self.invocations.with_label_values(&[plugin, outcome]).inc();
         self.invocation_seconds.with_label_values(&[plugin]).observe(cpu.as_secs_f64());
+    }
+
+    /// Counts a plugin's file by what became of it.
+    pub fn swap(&self, plugin: &str, outcome: SwapOutcome) {
+        self.swaps.with_label_values(&[plugin, outcome.name()]).inc();
     }
 
     /// Counts an attempt by the kind of its answer.
@@ -140,6 +160,15 @@ impl DeliveryOutcome {
             Self::Deferred => "deferred",
             Self::Dead => "dead",
             Self::Malformed => "malformed",
+        }
+    }
+}
+
+impl SwapOutcome {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Refused => "refused",
         }
     }
 }

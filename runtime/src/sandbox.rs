@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use wasmtime::component::Linker;
 use wasmtime::{Engine, Store};
 
-pub use admission::{AdmissionError, Version};
+pub use admission::{AdmissionError, COMPONENT_BYTES_MAX, Compiled, Version};
 pub use budget::{Fault, Limits};
 pub use guest::types;
 
@@ -117,7 +117,23 @@ impl Sandbox {
     /// # Errors
     /// [`AdmissionError`], in words the operator can act on.
     pub fn admit(&self, name: &str, wasm: &[u8], grant: &Grant) -> Result<Version, AdmissionError> {
-        admission::admit(&self.engine, &self.linker, name, wasm, grant)
+        self.admit_compiled(name, &self.compile(wasm)?, grant)
+    }
+
+    /// Compiles a component, for whoever may be admitted to it. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// [`AdmissionError`], when it is nothing that anybody could run.
+    pub fn compile(&self, wasm: &[u8]) -> Result<Compiled, AdmissionError> {
+        admission::compile(&self.engine, wasm)
+    }
+
+    /// Checks a compiled component against a grant.
+    ///
+    /// # Errors
+    /// [`AdmissionError`], when the grant does not cover it or it is no plugin.
+    pub fn admit_compiled(&self, name: &str, compiled: &Compiled, grant: &Grant) -> Result<Version, AdmissionError> {
+        admission::admit(&self.linker, name, compiled, grant)
     }
 
     /// Runs `notify` once, in an instance of its own.

@@ -24,7 +24,7 @@ use crate::intake::source::Received;
 use crate::intake::source::amqp::AmqpSource;
 use crate::intake::task::Tasks;
 use crate::metrics::Metrics;
-use crate::registry::Registry;
+use crate::registry::{Registry, Watch};
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
 use crate::taskcluster::Taskcluster;
@@ -65,7 +65,7 @@ pub struct Parts {
     /// Runs the plugins.
     pub sandbox: Arc<Sandbox>,
     /// The live plugins.
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     /// The sinks, by destination.
     pub sinks: BTreeMap<String, Arc<Sink>>,
     /// Where the sinks' own tasks run.
@@ -158,12 +158,23 @@ impl Service {
     /// Answers questions about the service on this listener, until it is drained.
     pub fn serve_admin(&self, listener: TcpListener, consuming: BTreeMap<String, watch::Receiver<bool>>) {
         let metrics = Arc::clone(&self.intake.metrics);
-        let admin = Admin { store: self.store.clone(), consuming, metrics };
+        let registry = Arc::clone(&self.intake.registry);
+        let admin = Admin { store: self.store.clone(), consuming, registry, metrics };
         let stop = self.stop_housekeeping.clone();
         self.housekeeping.spawn(async move {
             if let Err(error) = admin.serve(listener, stop).await {
                 tracing::error!(%error, "health and metrics are not served any more");
             }
+        });
+    }
+
+    /// Keeps the live plugins in step with their files, until it is drained.
+    pub fn watch_plugins(&self) {
+        let watch = Watch::new(Arc::clone(&self.intake.registry), Arc::clone(&self.intake.metrics));
+        let (watching, ended) = (watch.run(self.stop_housekeeping.clone()), self.ended.clone().drop_guard());
+        self.housekeeping.spawn(async move {
+            watching.await;
+            drop(ended);
         });
     }
 

@@ -1,5 +1,6 @@
 //! Everything around the service in one hand: a queue on a broker, a mail server, a Taskcluster, a plugin directory.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -84,6 +85,11 @@ impl World {
         service.start()?;
         service.wait_for_output("consuming", PATIENCE).await?;
         Ok(service)
+    }
+
+    /// The directory its plugins are in.
+    pub fn plugin_folder(&self) -> &Path {
+        self.plugins.path()
     }
 
     /// Waits until its queue holds nothing, neither waiting nor unacked.

@@ -100,7 +100,7 @@ async fn a_bad_configuration_ends_with_78_and_says_where_and_what() -> Result<()
     let cases: [(&[(&str, &str)], &str); 9] = [
         (&[("PULSE_PORT", "many")], "PULSE_PORT: expected a port, found \"many\""),
         (&[("PN_SERVICES", "")], "PN_SERVICES: expected the plugins to enable"),
-        (&[("PN_SERVICES", "smtp:nope")], "plugin nope: read "),
+        (&[("PN_SERVICES", "smtp:nope")], "nope.wasm: read it: No such file"),
         (&[("SMTP_SECURITY", "ssl")], "SMTP_SECURITY: expected one of starttls, tls, none, found \"ssl\""),
         (&[("PN_IDENTITIES", "nowhere.yml")], "PN_IDENTITIES: read nowhere.yml"),
         (&[("PN_STORE", "mysql://u:hunter3@h/d")], "PN_STORE: expected sqlite:<path>"),

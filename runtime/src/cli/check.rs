@@ -17,7 +17,7 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     for tenant in &config.tenants {
         explain_tenant(tenant);
         for (_, version) in registry.all().filter(|(owner, _)| *owner == tenant.name) {
-            explain_plugin(tenant, version);
+            explain_plugin(tenant, &version);
         }
     }
     for note in &config.notes {

@@ -90,7 +90,7 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
         tenants,
         tasks,
         sandbox,
-        registry,
+        registry: Arc::new(registry),
         sinks,
         connections,
         ended,

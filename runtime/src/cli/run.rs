@@ -52,7 +52,7 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
         tenants: config.tenants.clone(),
         tasks: Tasks::Http(HttpTasks::new(Arc::clone(&taskcluster))),
         sandbox,
-        registry,
+        registry: Arc::new(registry),
         sinks: sinks(&config, &taskcluster, &connections, &ended).await.context("start the SMTP client")?,
         connections,
         ended,
@@ -61,6 +61,7 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
         timing,
     };
     let service = Service::start(parts).await.context("start")?;
+    service.watch_plugins();
     let consuming = service.consume(&config);
     if let Some(listener) = admin {
         tracing::info!(address = %listener.local_addr()?, "health and metrics: /healthz /readyz /metrics");

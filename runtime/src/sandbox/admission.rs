@@ -10,6 +10,16 @@ use super::guest::{Guest, PluginPre};
 use crate::effect::Hash;
 use crate::grant::Grant;
 
+/// Bytes that are a component, compiled: the same for everyone who runs them.
+#[derive(Clone)]
+pub struct Compiled {
+    /// The digest of its bytes.
+    pub digest: Hash,
+    /// The capabilities it imports.
+    pub imports: Vec<String>,
+    component: Component,
+}
+
 /// One version of a plugin, admitted and compiled.
 #[derive(Clone)]
 pub struct Version {
@@ -22,6 +32,14 @@ pub struct Version {
     pub(super) pre: PluginPre<Guest>,
     /// Bounds how many of its calls run at once, so that none can take every slot.
     pub(super) slots: Arc<Semaphore>,
+}
+
+impl Version {
+    /// This version in the place of another one: both have the calls of one.
+    #[must_use]
+    pub fn in_place_of(self, other: &Self) -> Self {
+        Self { slots: Arc::clone(&other.slots), ..self }
+    }
 }
 
 /// Why a file is not let in.
@@ -53,24 +71,28 @@ pub enum AdmissionError {
     World(String),
 }
 
-pub(super) fn admit(
-    engine: &Engine,
-    linker: &Linker<Guest>,
-    name: &str,
-    wasm: &[u8],
-    grant: &Grant,
-) -> Result<Version, AdmissionError> {
+pub(super) fn compile(engine: &Engine, wasm: &[u8]) -> Result<Compiled, AdmissionError> {
     check_kind(wasm)?;
     let component = Component::from_binary(engine, wasm).map_err(|error| AdmissionError::Compile(whole(&error)))?;
     let imports = imports(engine, &component)?;
+    Ok(Compiled { digest: Hash::of_bytes(wasm), imports, component })
+}
+
+pub(super) fn admit(
+    linker: &Linker<Guest>,
+    name: &str,
+    compiled: &Compiled,
+    grant: &Grant,
+) -> Result<Version, AdmissionError> {
+    let Compiled { digest, imports, component } = compiled;
     let missing: Vec<_> = imports.iter().filter(|capability| !grant.covers(capability)).cloned().collect();
     if !missing.is_empty() {
         return Err(AdmissionError::NotGranted(missing));
     }
-    let pre = linker.instantiate_pre(&component).and_then(PluginPre::new);
+    let pre = linker.instantiate_pre(component).and_then(PluginPre::new);
     let pre = pre.map_err(|error| AdmissionError::World(whole(&error)))?;
     let slots = Arc::new(Semaphore::new(CALLS_MAX));
-    Ok(Version { name: name.to_owned(), digest: Hash::of_bytes(wasm), imports, pre, slots })
+    Ok(Version { name: name.to_owned(), digest: *digest, imports: imports.clone(), pre, slots })
 }
 
 fn check_kind(wasm: &[u8]) -> Result<(), AdmissionError> {
@@ -106,4 +128,5 @@ fn whole(error: &wasmtime::Error) -> String {
 const HARMLESS: [&str; 5] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:filesystem/", "wasi:random/"];
 /// Calls of one plugin at the same time.
 const CALLS_MAX: usize = 16;
-const COMPONENT_BYTES_MAX: usize = 10 << 20;
+/// How large a component may be.
+pub const COMPONENT_BYTES_MAX: usize = 10 << 20;

@@ -1,0 +1,253 @@
+//! Swaps versions while the service runs. Enters: files that come, change and go. Leaves: live versions, and reasons why
+//! not.
+//!
+//! That something has happened is learnt from the system, and by looking every now and then all the same; what has
+//! happened, only by looking. A file is read once it has been quiet, and is live once it is admitted: half of a component
+//! is neither.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::file::{self, Print, Unusable};
+use super::{Plugin, Registry, paths};
+use crate::effect::Hash;
+use crate::metrics::{Metrics, SwapOutcome};
+
+/// Watches the files of all plugins.
+pub struct Watch {
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    files: BTreeMap<PathBuf, Watched>,
+    wake: Arc<Notify>,
+    /// Tells of changes at once; none where the system has no room for another.
+    system: Option<RecommendedWatcher>,
+}
+
+/// One file of a plugin: a tenant's own, or the one that tenants without their own share.
+struct Watched {
+    plugin: String,
+    tenants: Vec<String>,
+    /// As it was last seen.
+    print: Option<Print>,
+    /// When it was first seen so.
+    since: Instant,
+    /// When it came to be so.
+    dropped: Instant,
+    stage: Stage,
+}
+
+enum Stage {
+    /// It has just changed, and may still be changing.
+    Moving,
+    /// It is no plugin, but whoever writes it may not be through with it.
+    Doubtful(Unusable),
+    /// Whatever follows from it has been done.
+    Settled,
+}
+
+impl Watch {
+    /// Watches for the plugins of a registry; nothing happens before [`Watch::run`].
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
+        let mut files = BTreeMap::<PathBuf, Watched>::new();
+        for (tenant, plugin) in registry.plugins.keys() {
+            for path in paths(&registry.folder, tenant, plugin) {
+                files.entry(path).or_insert_with(|| Watched::absent(plugin)).tenants.push(tenant.clone());
+            }
+        }
+        Self { registry, metrics, files, wake: Arc::default(), system: None }
+    }
+
+    /// Watches until asked to stop. Files are read and compiled off the calling task, one after the other.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let wake = Arc::clone(&self.wake);
+        self.system = self.listen();
+        loop {
+            let look = tokio::task::spawn_blocking(move || {
+                self.listen_to_folders();
+                let next = self.look();
+                (self, next)
+            });
+            let looked = tokio::select! {
+                // What is being compiled comes to nothing.
+                () = stop.cancelled() => return,
+                looked = look => looked.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())),
+            };
+            self = looked.0;
+            let news = async {
+                wake.notified().await;
+                // Much may happen to one file: it is looked at once.
+                tokio::time::sleep(GATHER).await;
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = news => {}
+                () = tokio::time::sleep(looked.1) => {}
+            }
+        }
+    }
+
+    /// Has the system wake us.
+    fn listen(&self) -> Option<RecommendedWatcher> {
+        let wake = Arc::clone(&self.wake);
+        let known: Vec<_> = self.files.keys().cloned().collect();
+        let heard = move |event: notify::Result<Event>| {
+            if let Ok(event) = &event {
+                if matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write)) {
+                    return;
+                }
+                let is_plugin = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "wasm");
+                for path in event.paths.iter().filter(is_plugin).filter(|path| !known.contains(path)) {
+                    tracing::debug!(?path, "no tenant has a plugin of this name: ignored");
+                }
+            }
+            wake.notify_one();
+        };
+        let watcher = notify::recommended_watcher(heard);
+        watcher.inspect_err(|error| tracing::warn!(%error, every = ?LOOK_EVERY, "plugins are only looked for")).ok()
+    }
+
+    /// Folders can come and be replaced. To listen twice to the same one is to listen once.
+    fn listen_to_folders(&mut self) {
+        let Some(system) = &mut self.system else { return };
+        let mut folders: Vec<_> = self.files.keys().filter_map(|path| path.parent()).collect();
+        folders.push(&self.registry.folder);
+        folders.dedup();
+        for folder in folders.into_iter().filter(|folder| folder.is_dir()) {
+            if let Err(error) = system.watch(folder, RecursiveMode::NonRecursive) {
+                tracing::warn!(?folder, %error, every = ?LOOK_EVERY, "changes there are only looked for");
+            }
+        }
+    }
+
+    /// Looks at every file; how long until there is something to look at again.
+    fn look(&mut self) -> Duration {
+        let Self { registry, metrics, files, .. } = self;
+        let mut next = LOOK_EVERY;
+        for (path, watched) in files {
+            watched.see(Print::of(path));
+            let quiet = watched.since.elapsed();
+            let (stage, again) = match std::mem::replace(&mut watched.stage, Stage::Settled) {
+                Stage::Moving if quiet < QUIET => (Stage::Moving, Some(QUIET)),
+                Stage::Moving => match take(registry, metrics, path, watched) {
+                    Ok(()) => (Stage::Settled, None),
+                    Err(Unusable::Changing) => {
+                        watched.since = Instant::now();
+                        (Stage::Moving, Some(QUIET))
+                    }
+                    Err(why) => (Stage::Doubtful(why), Some(DOUBT)),
+                },
+                Stage::Doubtful(why) if quiet < DOUBT => (Stage::Doubtful(why), Some(DOUBT)),
+                Stage::Doubtful(why) => {
+                    refuse(registry, metrics, path, watched, &why);
+                    (Stage::Settled, None)
+                }
+                Stage::Settled => (Stage::Settled, None),
+            };
+            watched.stage = stage;
+            if let Some(again) = again {
+                next = next.min(again.saturating_sub(watched.since.elapsed()));
+            }
+        }
+        next
+    }
+}
+
+impl Watched {
+    fn absent(plugin: &str) -> Self {
+        let now = Instant::now();
+        let (plugin, tenants) = (plugin.to_owned(), Vec::new());
+        Self { plugin, tenants, print: None, since: now, dropped: now, stage: Stage::Settled }
+    }
+
+    fn see(&mut self, print: Option<Print>) {
+        if self.print == print {
+            return;
+        }
+        let now = Instant::now();
+        // A file that is much older has come by way of a link.
+        let age = print.and_then(|print| print.age()).filter(|age| *age < LOOK_EVERY);
+        let dropped = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
+        (self.print, self.since, self.dropped, self.stage) = (print, now, dropped, Stage::Moving);
+    }
+
+    /// The plugins this file is for, with their tenants: a tenant's own file wins over the shared one.
+    fn plugins<'a>(&'a self, registry: &'a Registry, path: &'a Path) -> impl Iterator<Item = (&'a str, &'a Plugin)> {
+        self.tenants.iter().filter_map(move |tenant| {
+            let [own, _] = paths(&registry.folder, tenant, &self.plugin);
+            let is_for_it = own == path || own.symlink_metadata().is_err();
+            let plugin = registry.plugins.get(&(tenant.clone(), self.plugin.clone()));
+            plugin.filter(|_| is_for_it).map(|plugin| (tenant.as_str(), plugin))
+        })
+    }
+}
+
+/// Makes a file's version live wherever it may run; why it can run nowhere.
+fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) -> Result<(), Unusable> {
+    let name = &watched.plugin;
+    let plugins: Vec<_> = watched.plugins(registry, path).collect();
+    if plugins.is_empty() {
+        return Ok(());
+    }
+    if watched.print.is_none() {
+        tracing::warn!(plugin = name, path = %path.display(), "a plugin's file is gone: its running version stays");
+        plugins.iter().for_each(|(_, plugin)| plugin.refuse(None));
+        return Ok(());
+    }
+    let wasm = file::read(&registry.folder, path)?;
+    let digest = Hash::of_bytes(&wasm);
+    let (same, new): (Vec<_>, Vec<_>) = plugins.into_iter().partition(|(_, plugin)| plugin.live().digest == digest);
+    for (tenant, plugin) in same {
+        plugin.refuse(None);
+        tracing::debug!(tenant, plugin = name, %digest, "this version is live already");
+    }
+    if new.is_empty() {
+        return Ok(());
+    }
+    let mut compiler = registry.compiler();
+    let compiled = compiler.compile(&wasm)?;
+    for (tenant, plugin) in new {
+        match compiler.sandbox.admit_compiled(name, &compiled, &plugin.grant) {
+            Ok(version) => {
+                plugin.go_live(version);
+                plugin.refuse(None);
+                metrics.swap(name, SwapOutcome::Live);
+                let ms = u64::try_from(watched.dropped.elapsed().as_millis()).unwrap_or(u64::MAX);
+                tracing::info!(tenant, plugin = name, %digest, path = %path.display(), ms, "plugin live");
+            }
+            Err(why) => {
+                plugin.refuse(Some(format!("{}: {why}", path.display())));
+                metrics.swap(name, SwapOutcome::Refused);
+                tracing::error!(tenant, plugin = name, %digest, path = %path.display(), reason = %why, "{REFUSED}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Says why a file changes nothing.
+fn refuse(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched, why: &Unusable) {
+    let name = &watched.plugin;
+    for (_, plugin) in watched.plugins(registry, path) {
+        plugin.refuse(Some(format!("{}: {why}", path.display())));
+    }
+    metrics.swap(name, SwapOutcome::Refused);
+    tracing::error!(plugin = name, path = %path.display(), reason = %why, "{REFUSED}");
+}
+
+const REFUSED: &str = "a plugin's file is not usable: its running version stays";
+/// For how long nothing happens to a file before it is read.
+const QUIET: Duration = Duration::from_millis(100);
+/// For how long nothing happens to a file that is no plugin before anybody is told.
+const DOUBT: Duration = Duration::from_secs(1);
+/// A burst of news is one.
+const GATHER: Duration = Duration::from_millis(10);
+/// How often files are looked at when there is no news of them.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
