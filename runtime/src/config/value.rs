@@ -112,7 +112,7 @@ pub(super) const DEFAULT_STATUSES: [&str; 3] = ["task-completed", "task-failed",
 pub(super) fn influx_url(text: &str) -> Option<Url> {
     let port = if text.contains(':') { "" } else { ":8086" };
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}{port}") };
-    Url::parse(&url).ok().filter(|url| is_plain(url))
+    Url::parse(&url).ok().filter(is_plain)
 }
 
 /// An address of the web that holds nobody's password.
