@@ -6,8 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::world::{AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, count, rows, store};
-use end_to_end::{Artifact, Broker, Content, InfluxServer, IrcServer, Moto, Queue, Service, World, wait};
+use end_to_end::world::{AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, count, exchange, rows, store};
+use end_to_end::{
+    Artifact, Broker, Content, InfluxServer, IrcServer, Message, Moto, Queue, Service, World, corpus, wait,
+};
 use flate2::read::GzDecoder;
 use mail_parser::MessageParser;
 use serde_json::{Value, json};
@@ -240,4 +242,33 @@ async fn an_identity_supplies_the_plugins_of_a_release_task_and_a_section_with_i
         Ok(rows(&store, by_identity).await? == ["default 1", "release-drivers 2", "releasetasks 2"])
     })
     .await
+}
+
+#[tokio::test]
+async fn a_release_task_of_2018_says_by_ses_what_it_says_and_nothing_when_it_names_no_plugin() -> Result<()> {
+    let Some(corpus) = corpus() else { return Ok(()) };
+    let name = "with-notifications-shipit_mark_as_shipped_EXTRA_NOTIFICATIONS";
+    let task = corpus.task(name).context("the recorded definition")?;
+    let (world, aws) = tokio::try_join!(World::new(Broker::shared().await?, &["ses", "smtp"]), Moto::start())?;
+    aws.verify(SES_FROM).await?;
+    let mut service = world.service_at(&aws, &["ses", "smtp"])?.env("SES_EMAIL", SES_FROM);
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let (task_id, message) = world.unknown_task();
+    world.taskcluster.define(&task_id, task);
+    for status in ["task-completed", "task-failed", "task-exception"] {
+        world.publish(&Message { exchange: exchange(status), ..message.clone() }).await?;
+    }
+    let mails = aws.wait_for_mails(2, SOON).await?;
+    world.queue_is_empty().await?;
+    let mut subjects: Vec<_> = mails
+        .iter()
+        .filter_map(|mail| Some(MessageParser::default().parse(mail.data.as_bytes())?.subject()?.to_owned()))
+        .collect();
+    subjects.sort();
+    let of = |word: &str| format!("{word}: [devedition 59.0b4 build1/maple] release-mark-as-shipped-devedition task");
+    assert_eq!(subjects, [of("EXCEPTION"), of("FAILED")]);
+    let told = "SELECT status || ' ' || plugin FROM invocation i JOIN event e ON e.id = i.event_id ORDER BY 1";
+    assert_eq!(rows(&store(&service), told).await?, ["task-exception ses", "task-failed ses"]);
+    Ok(())
 }
