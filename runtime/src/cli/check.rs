@@ -37,6 +37,10 @@ fn explain_service(config: &Config) {
         Some(address) => say!("admin        http://{address}/healthz /readyz /metrics"),
         None => say!("admin        not served"),
     }
+    if let Some(influx) = &config.influx {
+        let login = if influx.login.is_some() { "login and password" } else { "no login" };
+        say!("influx       {}, database {}, {login}", influx.url, influx.database);
+    }
     say!("plugins      {}", config.plugins.display());
     for (name, account) in &config.accounts {
         say!("account      {name}: {}", explained(account));

@@ -265,3 +265,34 @@ const LONG: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(300);
 const IDLE_MAX: Duration = Duration::from_secs(20);
 const NOT_ALLOWED: u16 = 553;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(step: Step, code: u16, has_login: bool) -> &'static str {
+        let failure = Failure { step, cause: Cause::Answer(code), what: "answer".into() };
+        match failure.receipt(has_login) {
+            Receipt::Transient(_) => "transient",
+            Receipt::Permanent(_) => "permanent",
+            Receipt::Suspended(_) => "suspended",
+            Receipt::Delivered(_) | Receipt::InDoubt(_) | Receipt::Refused(_) => "another",
+        }
+    }
+
+    #[test]
+    fn a_login_that_is_wanted_at_the_door_suspends_and_at_a_recipient_concerns_that_one_alone() {
+        for code in [530, 534, 535, 538] {
+            for step in [Step::Connect, Step::StartTls, Step::Login, Step::Sender] {
+                assert_eq!(kind(step, code, true), "suspended", "{code}");
+                assert_eq!(kind(step, code, false), "suspended", "{code}");
+            }
+            for step in [Step::Recipient, Step::Data, Step::Body] {
+                assert_eq!(kind(step, code, true), "permanent", "{code}");
+                assert_eq!(kind(step, code, false), "transient", "{code}");
+            }
+        }
+        assert_eq!(kind(Step::Recipient, 451, true), "transient");
+        assert_eq!(kind(Step::Recipient, 550, true), "permanent");
+    }
+}
