@@ -202,19 +202,19 @@ impl Courier {
 /// One effect in flight, for as long as this lives: an attempt that is gone, however it went, keeps no lease.
 struct InFlight {
     courier: Arc<Courier>,
-    effect: i64,
+    seq: i64,
 }
 
 impl InFlight {
-    fn begin(courier: &Arc<Courier>, effect: i64) -> Self {
-        courier.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(effect);
-        Self { courier: Arc::clone(courier), effect }
+    fn begin(courier: &Arc<Courier>, seq: i64) -> Self {
+        courier.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(seq);
+        Self { courier: Arc::clone(courier), seq }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.courier.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.effect);
+        self.courier.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.seq);
     }
 }
 
