@@ -53,7 +53,7 @@ pub struct Intake {
     pub metrics: Arc<Metrics>,
     /// Notes how long it takes.
     pub timing: Timing,
-    /// Bounds what is in hand.
+    /// Bounds what is in hand of what was put off.
     pub in_hand: Arc<Semaphore>,
 }
 
@@ -68,13 +68,14 @@ enum Decision {
 }
 
 impl Intake {
-    /// Deliveries in hand at the same time.
+    /// Deliveries of one tenant in hand at the same time, and as many again of all that were put off.
     pub const IN_HAND_MAX: u16 = 256;
 
     /// Takes in what a tenant's source delivers until it ends; each delivery is handled by a task of its own.
     pub async fn run(self: Arc<Self>, tenant: String, mut received: mpsc::Receiver<Received>, tracker: TaskTracker) {
+        let in_hand = Arc::new(Semaphore::new(Self::IN_HAND_MAX.into()));
         while let Some(received) = received.recv().await {
-            let Ok(permit) = Arc::clone(&self.in_hand).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&in_hand).acquire_owned().await else { return };
             let (intake, tenant) = (Arc::clone(&self), tenant.clone());
             tracker.spawn(async move {
                 intake.take_in(&tenant, received).await;
@@ -138,7 +139,7 @@ impl Intake {
                 return Decision::Bury(DeadDelivery { tenant, delivery, reason, received_ms });
             }
         };
-        let fate = match self.tasks.definition(&event.task_id).await {
+        let fate = match self.tasks.definition(&event.tenant, &event.task_id).await {
             Ok(task) => Fate::Planned(self.plan(&event, &task, received_ms).await),
             Err(error) => Self::without_task(&event, &error, received_ms, basis),
         };
@@ -290,7 +291,7 @@ impl Intake {
         let tenant = self.tenants.get(&due.tenant).ok_or_else(|| removed("tenant"))?;
         let event =
             Event::read(&due.tenant, Arc::clone(&due.delivery)).map_err(|error| Outcome::Dead(error.to_string()))?;
-        let task = self.tasks.definition(&event.task_id).await.map_err(|error| match error {
+        let task = self.tasks.definition(&event.tenant, &event.task_id).await.map_err(|error| match error {
             TaskError::Unavailable(_) | TaskError::Denied(_) => invocation::again(error.to_string(), turn),
             TaskError::NotFound | TaskError::Gone | TaskError::TooLarge(_) | TaskError::Unusable(_) => {
                 Outcome::Dead(error.to_string())

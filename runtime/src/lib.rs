@@ -32,6 +32,7 @@ pub mod cli;
 pub mod config;
 pub mod courier;
 pub mod effect;
+pub mod fair;
 pub mod grant;
 #[cfg(test)]
 mod hostile;

@@ -106,8 +106,8 @@ impl Plugin {
 
     /// From now on, calls run this version.
     fn go_live(&self, version: Version) {
-        let version = Arc::new(version.in_place_of(&self.live()));
-        let before = std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), version);
+        let before =
+            std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), Arc::new(version));
         // Outside the lock: taking down what was mapped for it takes a moment.
         drop(before);
     }

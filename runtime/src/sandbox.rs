@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
 use wasmtime::component::Linker;
 use wasmtime::{Engine, Store};
 
@@ -25,9 +24,10 @@ pub use budget::{Fault, Limits};
 pub use guest::types;
 
 use crate::effect::{Origin, Plan};
+use crate::fair::Slots;
 use crate::grant::{About, Grant};
 use crate::intake::task::TaskReads;
-use budget::{CpuMeter, Metered};
+use budget::{CpuMeter, Metered, Turns};
 use guest::{Guest, Record};
 
 /// The engine, its threads and what guests may link to.
@@ -35,7 +35,10 @@ pub struct Sandbox {
     engine: Engine,
     linker: Linker<Guest>,
     threads: Option<Runtime>,
-    slots: Arc<Semaphore>,
+    /// Calls under way, waiting or not.
+    calls: Slots,
+    /// Processors: what a guest runs on until its next tick.
+    processors: Slots,
     _ticker: engine::Ticker,
 }
 
@@ -106,10 +109,16 @@ impl Sandbox {
     pub fn start() -> Result<Arc<Self>, StartError> {
         let engine = engine::engine().map_err(StartError::Engine)?;
         let linker = guest::linker(&engine).map_err(StartError::Engine)?;
-        let threads = tokio::runtime::Builder::new_multi_thread().thread_name("guest").enable_time().build()?;
-        let slots = Arc::new(Semaphore::new(engine::CALLS_MAX));
+        let processors = std::thread::available_parallelism()?.get();
+        let threads = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(processors)
+            .thread_name("guest")
+            .enable_time()
+            .build()?;
+        let calls = Slots::new(engine::CALLS_MAX, CALLS_PER_TENANT_MAX);
+        let processors = Slots::new(processors, processors);
         let ticker = engine::Ticker::start(&engine)?;
-        Ok(Arc::new(Self { engine, linker, threads: Some(threads), slots, _ticker: ticker }))
+        Ok(Arc::new(Self { engine, linker, threads: Some(threads), calls, processors, _ticker: ticker }))
     }
 
     /// Checks and compiles a component. Blocks for as long as compiling takes.
@@ -136,15 +145,14 @@ impl Sandbox {
         admission::admit(&self.linker, name, compiled, grant)
     }
 
-    /// Runs `notify` once, in an instance of its own.
+    /// Runs `notify` once, in an instance of its own, when it is the tenant's turn.
     pub async fn invoke(&self, version: &Version, invocation: Invocation) -> Report {
-        let own_slot = Arc::clone(&version.slots).acquire_owned().await;
-        let slot = Arc::clone(&self.slots).acquire_owned().await;
-        let (engine, pre) = (self.engine.clone(), version.pre.clone());
+        let slot = self.calls.take(&invocation.event.tenant).await;
+        let (engine, pre, processors) = (self.engine.clone(), version.pre.clone(), self.processors.clone());
         let Some(threads) = &self.threads else { return Report::broken("the sandbox is shut down".into()) };
         let call = threads.spawn(async move {
-            let _slots = (own_slot, slot);
-            call(&engine, &pre, invocation).await
+            let _slot = slot;
+            call(&engine, &pre, invocation, processors).await
         });
         call.await.unwrap_or_else(|error| Report::broken(error.to_string()))
     }
@@ -154,13 +162,13 @@ impl Sandbox {
 impl Sandbox {
     /// How long each of so many calls takes on one guest thread, each in an instance of its own.
     pub async fn time_fresh(&self, version: &Version, calls: usize, invocation: fn() -> Invocation) -> Vec<Duration> {
-        let (engine, pre) = (self.engine.clone(), version.pre.clone());
+        let (engine, pre, processors) = (self.engine.clone(), version.pre.clone(), self.processors.clone());
         self.timed(async move {
             let mut times = Vec::with_capacity(calls);
             for _ in 0..calls {
                 let invocation = invocation();
                 let started = Instant::now();
-                drop(call(&engine, &pre, invocation).await);
+                drop(call(&engine, &pre, invocation, processors.clone()).await);
                 times.push(started.elapsed());
             }
             times
@@ -216,8 +224,9 @@ impl Report {
     }
 }
 
-async fn call(engine: &Engine, pre: &guest::PluginPre<Guest>, invocation: Invocation) -> Report {
+async fn call(engine: &Engine, pre: &guest::PluginPre<Guest>, invocation: Invocation, processors: Slots) -> Report {
     let limits = invocation.limits;
+    let turns = Turns::new(processors, invocation.event.tenant.as_str());
     let meter = Arc::new(CpuMeter::default());
     let record = Arc::new(Record::new(limits));
     let (event, guest) = Guest::new(invocation, Arc::clone(&record));
@@ -233,7 +242,7 @@ async fn call(engine: &Engine, pre: &guest::PluginPre<Guest>, invocation: Invoca
         let plugin = pre.instantiate_async(&mut store).await?;
         plugin.call_notify(&mut store, &event).await
     };
-    let metered = Metered::new(Box::pin(notify), Arc::clone(&meter));
+    let metered = Metered::new(Box::pin(notify), Arc::clone(&meter), turns);
     let ended = tokio::time::timeout(limits.wall_clock, metered).await;
     let memory_max = store.data().space.memory_bytes_max() as u64;
     drop(store);
@@ -255,3 +264,5 @@ fn shortened(mut text: String) -> String {
 }
 
 const REASON_BYTES_MAX: usize = 4 << 10;
+/// Calls of one tenant at the same time, so that none can take every slot.
+const CALLS_PER_TENANT_MAX: usize = 16;

@@ -12,7 +12,6 @@ use std::time::Duration;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Client, Response, StatusCode, redirect};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::grant::s3::is_path;
@@ -26,7 +25,6 @@ pub struct Taskcluster {
     own: Client,
     /// Follows where others say something is, which must be out in the world.
     world: Client,
-    calls: Semaphore,
 }
 
 /// Why there is no definition.
@@ -100,12 +98,7 @@ impl Taskcluster {
                 .no_proxy()
                 .connect_timeout(CONNECT_TIMEOUT)
         };
-        Ok(Self {
-            root,
-            own: builder().build()?,
-            world: builder().dns_resolver(Arc::new(place::GlobalOnly)).build()?,
-            calls: Semaphore::new(CALLS_MAX),
-        })
+        Ok(Self { root, own: builder().build()?, world: builder().dns_resolver(Arc::new(place::GlobalOnly)).build()? })
     }
 
     /// Where it is.
@@ -123,8 +116,6 @@ impl Taskcluster {
         task_id: &TaskId,
         parse: impl FnOnce(String) -> Result<T, String>,
     ) -> Result<T, TaskError> {
-        // Held until the definition is read, so that few large ones are in memory at once.
-        let _call = self.calls.acquire().await.map_err(|error| TaskError::Unavailable(error.to_string()))?;
         let answer = self.call(&["task", task_id.as_str()], CALL).await.map_err(TaskError::Unavailable)?;
         match answer.status() {
             StatusCode::OK => {}
@@ -314,7 +305,6 @@ struct Patience {
 const CALL: Patience = Patience { silence: Duration::from_secs(10), whole: Some(Duration::from_secs(60)) };
 const STREAM: Patience = Patience { silence: Duration::from_secs(60), whole: None };
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const CALLS_MAX: usize = 32;
 const REDIRECTS_MAX: usize = 3;
 /// What a task may have (10 MB), and room for the fields that Taskcluster adds.
 const DEFINITION_BYTES_MAX: u64 = 11_000_000;

@@ -45,13 +45,13 @@ impl Definition {
 }
 
 impl Tasks {
-    /// A task's definition.
+    /// A task's definition, on behalf of a tenant.
     ///
     /// # Errors
     /// [`TaskError`].
-    pub async fn definition(&self, task_id: &TaskId) -> Result<Arc<Definition>, TaskError> {
+    pub async fn definition(&self, tenant: &str, task_id: &TaskId) -> Result<Arc<Definition>, TaskError> {
         match self {
-            Self::Http(tasks) => tasks.definition(task_id).await,
+            Self::Http(tasks) => tasks.definition(tenant, task_id).await,
             Self::Memory(tasks) => tasks.definition(task_id),
         }
     }

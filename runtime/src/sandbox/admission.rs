@@ -1,8 +1,5 @@
 //! Foreign bytes become a plugin that can be run: the right kind of file, imports that are known and granted, compiled.
 
-use std::sync::Arc;
-
-use tokio::sync::Semaphore;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
@@ -30,16 +27,6 @@ pub struct Version {
     /// The capabilities it imports.
     pub imports: Vec<String>,
     pub(super) pre: PluginPre<Guest>,
-    /// Bounds how many of its calls run at once, so that none can take every slot.
-    pub(super) slots: Arc<Semaphore>,
-}
-
-impl Version {
-    /// This version in the place of another one: both have the calls of one.
-    #[must_use]
-    pub fn in_place_of(self, other: &Self) -> Self {
-        Self { slots: Arc::clone(&other.slots), ..self }
-    }
 }
 
 /// Why a file is not let in.
@@ -91,8 +78,7 @@ pub(super) fn admit(
     }
     let pre = linker.instantiate_pre(component).and_then(PluginPre::new);
     let pre = pre.map_err(|error| AdmissionError::World(whole(&error)))?;
-    let slots = Arc::new(Semaphore::new(CALLS_MAX));
-    Ok(Version { name: name.to_owned(), digest: *digest, imports: imports.clone(), pre, slots })
+    Ok(Version { name: name.to_owned(), digest: *digest, imports: imports.clone(), pre })
 }
 
 fn check_kind(wasm: &[u8]) -> Result<(), AdmissionError> {
@@ -126,7 +112,5 @@ fn whole(error: &wasmtime::Error) -> String {
 
 /// What Rust's standard library imports even when it is not used; the host provides it empty.
 const HARMLESS: [&str; 5] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:filesystem/", "wasi:random/"];
-/// Calls of one plugin at the same time.
-const CALLS_MAX: usize = 16;
 /// How large a component may be.
 pub const COMPONENT_BYTES_MAX: usize = 10 << 20;

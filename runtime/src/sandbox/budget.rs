@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
+use crate::fair::{Place, Slot, Slots};
+
 /// What one call may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -150,15 +152,44 @@ fn thread_cpu_ns() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
-/// A future whose processor time is metered.
+/// A tenant's turns on the processors: one from each time a guest goes on to the next tick, or until it waits. So a
+/// guest that burns its budget delays another tenant's by a tick.
+pub(super) struct Turns {
+    processors: Slots,
+    tenant: String,
+    awaited: Option<Place>,
+}
+
+impl Turns {
+    pub(super) fn new(processors: Slots, tenant: &str) -> Self {
+        Self { processors, tenant: tenant.to_owned(), awaited: None }
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Slot>> {
+        let place = match &mut self.awaited {
+            Some(place) => place,
+            None => match self.processors.try_take(&self.tenant) {
+                Ok(slot) => return Poll::Ready(Some(slot)),
+                Err(place) => self.awaited.insert(place),
+            },
+        };
+        let slot = std::task::ready!(Pin::new(place).poll(context));
+        self.awaited = None;
+        // A place is lost with the processors alone, and those are here.
+        Poll::Ready(slot.ok())
+    }
+}
+
+/// A future whose processor time is metered, and which takes turns with those of other tenants.
 pub(super) struct Metered<F> {
     future: Pin<Box<F>>,
     meter: Arc<CpuMeter>,
+    turns: Turns,
 }
 
 impl<F: Future> Metered<F> {
-    pub(super) fn new(future: Pin<Box<F>>, meter: Arc<CpuMeter>) -> Self {
-        Self { future, meter }
+    pub(super) fn new(future: Pin<Box<F>>, meter: Arc<CpuMeter>, turns: Turns) -> Self {
+        Self { future, meter, turns }
     }
 }
 
@@ -166,6 +197,7 @@ impl<F: Future> Future for Metered<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let _turn = std::task::ready!(self.turns.poll_next(context));
         self.meter.resume();
         let polled = self.future.as_mut().poll(context);
         self.meter.pause();

@@ -81,7 +81,7 @@ impl Occasion {
     pub(super) async fn requests(&self, plugin: &str) -> Result<(Vec<Invocation>, Vec<String>), OccasionError> {
         let event = &self.event;
         let tasks = &self.tasks;
-        let Ok(task) = tasks.definition(&event.task_id).await else {
+        let Ok(task) = tasks.definition(&event.tenant, &event.task_id).await else {
             return Err(OccasionError::NoTask(event.task_id.clone()));
         };
         let terms = PluginTerms {
