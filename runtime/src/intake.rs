@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -26,7 +26,8 @@ use crate::registry::Registry;
 use crate::retry;
 use crate::sandbox::Sandbox;
 use crate::store::{
-    Basis, DeadDelivery, DueRetry, Fate, Invocation, Outcome, Retried, Settled, Store, StoreError, Verdict, now_ms,
+    Basis, DeadDelivery, DueRetry, Fate, Invocation, Outcome, Retried, Room, Settled, Store, StoreError, Verdict,
+    now_ms,
 };
 use crate::taskcluster::TaskError;
 use crate::tenant::Tenant;
@@ -53,8 +54,6 @@ pub struct Intake {
     pub metrics: Arc<Metrics>,
     /// Notes how long it takes.
     pub timing: Timing,
-    /// Bounds what is in hand of what was put off.
-    pub in_hand: Arc<Semaphore>,
 }
 
 /// What is to be done about a delivery before it may be acked.
@@ -68,7 +67,7 @@ enum Decision {
 }
 
 impl Intake {
-    /// Deliveries of one tenant in hand at the same time, and as many again of all that were put off.
+    /// Deliveries of one tenant in hand at the same time.
     pub const IN_HAND_MAX: u16 = 256;
 
     /// Takes in what a tenant's source delivers until it ends; each delivery is handled by a task of its own.
@@ -236,19 +235,17 @@ impl Intake {
         invocation
     }
 
-    /// Handles again what was put off, until asked to stop.
+    /// Handles again what was put off, until asked to stop. Of each tenant so much is in hand at the same time, so that
+    /// one whose plugins take long delays no other.
     pub async fn run_deferred(self: Arc<Self>, stop: CancellationToken, tracker: TaskTracker) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = look.tick() => {}
-            }
-            let (events, retries) = tokio::join!(self.store.due_events(LOOK_MAX), self.store.due_retries(LOOK_MAX));
-            for deferred in events.unwrap_or_default() {
-                let Ok(permit) = Arc::clone(&self.in_hand).acquire_owned().await else { return };
-                let intake = Arc::clone(&self);
+        let mut in_hand = InHand::default();
+        while !stop.is_cancelled() {
+            let events = self.store.due_events(in_hand.room(self.tenants.keys())).await.unwrap_or_default();
+            let mut has_come = !events.is_empty();
+            for deferred in events {
+                let (intake, permit) = (Arc::clone(&self), in_hand.begin(&deferred.tenant));
                 tracker.spawn(async move {
                     let basis = Basis::Deferred { tries: deferred.tries };
                     let (tenant, delivery) = (deferred.tenant, deferred.delivery);
@@ -257,14 +254,21 @@ impl Intake {
                     drop(permit);
                 });
             }
-            for due in retries.unwrap_or_default() {
-                let Ok(permit) = Arc::clone(&self.in_hand).acquire_owned().await else { return };
-                let intake = Arc::clone(&self);
+            let retries = self.store.due_retries(in_hand.room(self.tenants.keys())).await.unwrap_or_default();
+            has_come |= !retries.is_empty();
+            for due in retries {
+                let (intake, permit) = (Arc::clone(&self), in_hand.begin(&due.tenant));
                 tracker.spawn(async move {
                     let retried = intake.retry(due).await;
                     warn_unless_kept(intake.store.settle_retry(retried).await);
                     drop(permit);
                 });
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                // There may be more.
+                () = tokio::task::yield_now(), if has_come => {}
+                _ = look.tick() => {}
             }
         }
     }
@@ -304,6 +308,30 @@ impl Intake {
     }
 }
 
+/// What is in hand of what was put off, by tenant.
+#[derive(Default)]
+struct InHand(BTreeMap<String, Arc<Semaphore>>);
+
+impl InHand {
+    /// For how much more there is room.
+    fn room<'a>(&mut self, tenants: impl Iterator<Item = &'a String>) -> Room {
+        let has_room = |tenant: &&String| self.of(tenant).available_permits() >= Self::AT_ONCE as usize;
+        Room { tenants: tenants.filter(has_room).cloned().collect(), each: Self::AT_ONCE }
+    }
+
+    /// One more; there was room.
+    fn begin(&mut self, tenant: &str) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(self.of(tenant)).try_acquire_owned().ok()
+    }
+
+    fn of(&mut self, tenant: &str) -> &Arc<Semaphore> {
+        self.0.entry(tenant.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(Self::MAX)))
+    }
+
+    const AT_ONCE: u32 = 32;
+    const MAX: usize = 64;
+}
+
 fn warn_unless_kept(settled: Result<impl Sized, StoreError>) {
     if let Err(error) = settled {
         tracing::warn!(%error, "what was put off stays put off");
@@ -318,4 +346,3 @@ fn is_fresh(event: &Event, received_ms: i64) -> bool {
 
 const FRESH_MS: i64 = 60_000;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-const LOOK_MAX: u32 = 64;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -117,7 +117,6 @@ impl Service {
             store: store.clone(),
             metrics: parts.metrics,
             timing: parts.timing,
-            in_hand: Arc::new(Semaphore::new(Intake::IN_HAND_MAX.into())),
         });
         let (stop_intake, handlers) = (CancellationToken::new(), TaskTracker::new());
         handlers.spawn(Arc::clone(&intake).run_deferred(stop_intake.clone(), handlers.clone()));

@@ -126,23 +126,23 @@ impl Store {
         self.write(Write::Bury(dead)).await.map(drop)
     }
 
-    /// Takes up to `limit` deferred events whose time has come; they come back after a minute unless settled.
+    /// Takes the deferred events whose time has come, as many as there is room for; they come back after a minute unless settled.
     ///
     /// # Errors
     /// [`StoreError::Closed`].
-    pub async fn due_events(&self, limit: u32) -> Result<Vec<DeferredEvent>, StoreError> {
-        match self.write(Write::DueEvents { limit }).await? {
+    pub async fn due_events(&self, room: Room) -> Result<Vec<DeferredEvent>, StoreError> {
+        match self.write(Write::DueEvents { room }).await? {
             Written::Events(events) => Ok(events),
             _ => Err(StoreError::Closed),
         }
     }
 
-    /// Takes up to `limit` invocations whose retry is due; they come back after a minute unless settled.
+    /// Takes the invocations whose retry is due, as many as there is room for; they come back after a minute unless settled.
     ///
     /// # Errors
     /// [`StoreError::Closed`].
-    pub async fn due_retries(&self, limit: u32) -> Result<Vec<DueRetry>, StoreError> {
-        match self.write(Write::DueRetries { limit }).await? {
+    pub async fn due_retries(&self, room: Room) -> Result<Vec<DueRetry>, StoreError> {
+        match self.write(Write::DueRetries { room }).await? {
             Written::Retries(retries) => Ok(retries),
             _ => Err(StoreError::Closed),
         }

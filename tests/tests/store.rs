@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
 use pulse_notifier::intake::event::Delivery;
 use pulse_notifier::store::{
-    Basis, Claim, Claimed, Fate, Finished, Invocation, Next, Outcome, Settled, Store, Verdict,
+    Basis, Claim, Claimed, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store, Verdict,
 };
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -166,5 +166,30 @@ async fn a_suspended_destination_is_probed_by_one_effect_at_a_time() -> Result<(
     let probe = probe.first().context("the probe")?;
     opened.finish("me", probe, "delivered", Next::Delivered).await?;
     assert_eq!(opened.claim("me", &[]).await?.len(), 2, "its answer lifts the suspension");
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_each_tenant_comes_back_what_there_is_room_for() -> Result<()> {
+    let opened = Opened::new().await?;
+    let deferred = |tenant: &str, due_ms: i64| Settled {
+        tenant: tenant.into(),
+        fate: Fate::Deferred { due_ms, reason: "the task is not there yet".into() },
+        ..settled(&format!("{tenant} {due_ms}"), &[])
+    };
+    for due_ms in 1..=20 {
+        opened.store.settle(deferred("loud", due_ms)).await?;
+    }
+    opened.store.settle(deferred("quiet", 21)).await?;
+    opened.store.settle(deferred("quiet", i64::MAX)).await?;
+    let come = async |each: u32| -> Result<Vec<String>> {
+        let room = Room { tenants: ["loud", "quiet", "unknown"].map(str::to_owned).into(), each };
+        let mut tenants: Vec<_> =
+            opened.store.due_events(room).await?.into_iter().map(|deferred| deferred.tenant).collect();
+        tenants.sort_unstable();
+        Ok(tenants)
+    };
+    assert_eq!(come(3).await?, ["loud", "loud", "loud", "quiet"], "who has many does not come before the others");
+    assert_eq!(come(100).await?, vec!["loud"; 17], "what was taken does not come again at once");
     Ok(())
 }

@@ -14,12 +14,13 @@ CREATE TABLE event (
     due_ms      INTEGER,                        -- when a deferred event is handled again
     tries       INTEGER NOT NULL DEFAULT 0      -- how often it was deferred
 ) STRICT;
-CREATE INDEX event_due ON event (due_ms) WHERE state = 'deferred';
+CREATE INDEX event_due ON event (tenant, due_ms) WHERE state = 'deferred';
 CREATE INDEX event_received ON event (received_ms);
 
 CREATE TABLE invocation (
     id         INTEGER PRIMARY KEY,
     event_id   INTEGER NOT NULL REFERENCES event (id) ON DELETE CASCADE,
+    tenant     TEXT    NOT NULL,
     generation INTEGER NOT NULL,                -- 0 for the delivery, then one more for each replay
     identity   TEXT    NOT NULL,
     plugin     TEXT    NOT NULL,
@@ -34,7 +35,7 @@ CREATE TABLE invocation (
     tries      INTEGER NOT NULL DEFAULT 0,
     UNIQUE (event_id, generation, identity, plugin)
 ) STRICT;
-CREATE INDEX invocation_due ON invocation (due_ms) WHERE state = 'retry';
+CREATE INDEX invocation_due ON invocation (tenant, due_ms) WHERE state = 'retry';
 
 -- Rows lie in the order in which they were asked for, so that those of one group share their pages whenever they change.
 CREATE TABLE effect (

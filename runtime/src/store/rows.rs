@@ -157,6 +157,15 @@ pub struct DeadDelivery {
     pub received_ms: i64,
 }
 
+/// For how much of what was put off there is room.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// The tenants that have room.
+    pub tenants: Vec<String>,
+    /// How much each of them has.
+    pub each: u32,
+}
+
 /// A deferred event whose time has come.
 #[derive(Clone, Debug)]
 pub struct DeferredEvent {

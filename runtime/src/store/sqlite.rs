@@ -85,8 +85,8 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
         Write::Settle(settled) => Written::Verdict(events::settle_deferred(connection, settled).await?),
         Write::Retried(retried) => Written::Verdict(invocations::settle_retry(connection, retried).await?),
         Write::Bury(dead) => events::bury(connection, dead).await?,
-        Write::DueEvents { limit } => Written::Events(events::due_events(connection, now_ms(), *limit).await?),
-        Write::DueRetries { limit } => Written::Retries(invocations::due_retries(connection, now_ms(), *limit).await?),
+        Write::DueEvents { room } => Written::Events(events::due_events(connection, now_ms(), room).await?),
+        Write::DueRetries { room } => Written::Retries(invocations::due_retries(connection, now_ms(), room).await?),
         Write::Claim(claim) => Written::Claimed(effects::claim(connection, claim).await?),
         Write::Finish(finished) => {
             attempts::finish_all(connection, &[finished]).await?;

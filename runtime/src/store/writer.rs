@@ -8,7 +8,7 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::rows::{
-    Binding, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Finished, Retried, Settled, Verdict,
+    Binding, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Finished, Retried, Room, Settled, Verdict,
 };
 use super::{Health, StoreError, sqlite};
 
@@ -17,8 +17,8 @@ pub(super) enum Write {
     Settle(Settled),
     Retried(Retried),
     Bury(DeadDelivery),
-    DueEvents { limit: u32 },
-    DueRetries { limit: u32 },
+    DueEvents { room: Room },
+    DueRetries { room: Room },
     Claim(Claim),
     Finish(Finished),
     Renew { owner: String, effects: Vec<i64> },

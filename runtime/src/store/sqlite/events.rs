@@ -9,7 +9,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 use super::{Result, from_json, hash, in_chunks, invocations, json, signed};
 use crate::effect::Hash;
 use crate::store::TAKEN_MS;
-use crate::store::rows::{Basis, DeadDelivery, DeferredEvent, Fate, Settled, Verdict};
+use crate::store::rows::{Basis, DeadDelivery, DeferredEvent, Fate, Room, Settled, Verdict};
 use crate::store::writer::Written;
 
 /// Inserts new events; who comes second to a key loses and writes nothing.
@@ -106,18 +106,21 @@ pub(super) async fn bury(connection: &mut SqliteConnection, dead: &DeadDelivery)
     Ok(Written::Nothing)
 }
 
+/// Of each tenant its oldest, as many as there is room for.
 pub(super) async fn due_events(
     connection: &mut SqliteConnection,
     now_ms: i64,
-    limit: u32,
+    room: &Room,
 ) -> Result<Vec<DeferredEvent>> {
     let rows = sqlx::query(
-        "UPDATE event SET due_ms = ? WHERE id IN (SELECT id FROM event WHERE state = 'deferred' AND due_ms <= ? \
-         ORDER BY due_ms LIMIT 0 + ?) RETURNING id, tenant, delivery, received_ms, tries",
+        "UPDATE event SET due_ms = ?1 WHERE id IN (SELECT e.id FROM json_each(?3) room CROSS JOIN event e ON \
+         e.id IN (SELECT id FROM event WHERE state = 'deferred' AND tenant = room.value AND due_ms <= ?2 \
+           ORDER BY due_ms LIMIT 0 + ?4)) RETURNING id, tenant, delivery, received_ms, tries",
     )
     .bind(now_ms + TAKEN_MS)
     .bind(now_ms)
-    .bind(limit)
+    .bind(json(&room.tenants))
+    .bind(room.each)
     .fetch_all(&mut *connection)
     .await?;
     let mut events = Vec::with_capacity(rows.len());

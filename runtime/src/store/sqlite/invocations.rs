@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::{Result, effects, from_json, in_chunks, list, signed};
+use super::{Result, effects, from_json, in_chunks, json, list, signed};
 use crate::store::TAKEN_MS;
-use crate::store::rows::{DueRetry, Invocation, Outcome, Retried, Settled, Verdict};
+use crate::store::rows::{DueRetry, Invocation, Outcome, Retried, Room, Settled, Verdict};
 
 pub(super) async fn insert_invocations(
     connection: &mut SqliteConnection,
@@ -16,12 +16,13 @@ pub(super) async fn insert_invocations(
     let mut effects = Vec::new();
     for chunk in in_chunks(invocations) {
         let mut insert = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO invocation (event_id, generation, identity, plugin, digest, state, reason, refusals, log, \
+            "INSERT INTO invocation (event_id, tenant, generation, identity, plugin, digest, state, reason, refusals, log, \
              cpu_us, memory_max, due_ms, tries) ",
         );
-        insert.push_values(chunk, |mut row, (event_id, _, invocation)| {
+        insert.push_values(chunk, |mut row, (event_id, settled, invocation)| {
             let (state, reason, due_ms) = invocation_state(&invocation.outcome);
             row.push_bind(*event_id)
+                .push_bind(settled.tenant.clone())
                 .push_bind(invocation.generation)
                 .push_bind(invocation.identity.clone())
                 .push_bind(invocation.plugin.clone())
@@ -75,14 +76,17 @@ pub(super) async fn settle_retry(connection: &mut SqliteConnection, retried: &Re
     Ok(Verdict::Won)
 }
 
-pub(super) async fn due_retries(connection: &mut SqliteConnection, now_ms: i64, limit: u32) -> Result<Vec<DueRetry>> {
+/// Of each tenant its oldest, as many as there is room for.
+pub(super) async fn due_retries(connection: &mut SqliteConnection, now_ms: i64, room: &Room) -> Result<Vec<DueRetry>> {
     let ids: Vec<i64> = sqlx::query_scalar(
-        "UPDATE invocation SET due_ms = ? WHERE id IN (SELECT id FROM invocation WHERE state = 'retry' AND \
-         due_ms <= ? ORDER BY due_ms LIMIT 0 + ?) RETURNING id",
+        "UPDATE invocation SET due_ms = ?1 WHERE id IN (SELECT i.id FROM json_each(?3) room CROSS JOIN invocation i ON \
+         i.id IN (SELECT id FROM invocation WHERE state = 'retry' AND tenant = room.value AND due_ms <= ?2 \
+           ORDER BY due_ms LIMIT 0 + ?4)) RETURNING id",
     )
     .bind(now_ms + TAKEN_MS)
     .bind(now_ms)
-    .bind(limit)
+    .bind(json(&room.tenants))
+    .bind(room.each)
     .fetch_all(&mut *connection)
     .await?;
     let mut due = Vec::with_capacity(ids.len());
