@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::fair::{Slot, Slots};
 use crate::metrics::{DeliveryOutcome, Metrics};
 use crate::registry::Registry;
 use crate::retry;
@@ -54,19 +55,27 @@ pub struct Intake {
     pub metrics: Arc<Metrics>,
     /// Notes how long it takes.
     pub timing: Timing,
+    /// Bounds the plans that are made or not yet committed: each may be megabytes.
+    pub plans: Slots,
 }
 
 /// What is to be done about a delivery before it may be acked.
 enum Decision {
     /// Nobody asked to hear about it: nothing.
     Nothing,
-    /// Its outcome is committed.
-    Settle(Settled),
+    /// Its outcome is committed. Until then it has a place among the tenant's plans.
+    Settle(Settled, Option<Slot>),
     /// It is kept as it came.
     Bury(DeadDelivery),
 }
 
 impl Intake {
+    /// Events at the same time whose plans are made or not yet committed: of all tenants, and of one.
+    #[must_use]
+    pub fn plans() -> Slots {
+        Slots::new(256, 32)
+    }
+
     /// Deliveries of one tenant in hand at the same time.
     pub const IN_HAND_MAX: u16 = 256;
 
@@ -105,7 +114,7 @@ impl Intake {
         match decision {
             Decision::Nothing => Ok(DeliveryOutcome::Unasked),
             Decision::Bury(dead) => self.store.bury(dead).await.map(|()| DeliveryOutcome::Malformed),
-            Decision::Settle(settled) => {
+            Decision::Settle(settled, _place) => {
                 let outcome = match &settled.fate {
                     Fate::Planned(_) => DeliveryOutcome::Planned,
                     Fate::Deferred { .. } => DeliveryOutcome::Deferred,
@@ -138,23 +147,29 @@ impl Intake {
                 return Decision::Bury(DeadDelivery { tenant, delivery, reason, received_ms });
             }
         };
-        let fate = match self.tasks.definition(&event.tenant, &event.task_id).await {
-            Ok(task) => Fate::Planned(self.plan(&event, &task, received_ms).await),
-            Err(error) => Self::without_task(&event, &error, received_ms, basis),
+        let (fate, place) = match self.tasks.definition(&event.tenant, &event.task_id).await {
+            Ok(task) => {
+                let place = self.plans.take(tenant).await;
+                (Fate::Planned(self.plan(&event, &task, received_ms).await), Some(place))
+            }
+            Err(error) => (Self::without_task(&event, &error, received_ms, basis), None),
         };
         match fate {
             Fate::Planned(invocations) if invocations.is_empty() && basis == Basis::Delivery => Decision::Nothing,
-            fate => Decision::Settle(Settled {
-                key: event.key,
-                tenant: event.tenant,
-                status: event.status,
-                task_id: event.task_id.to_string(),
-                run_id: event.run_id,
-                delivery,
-                received_ms,
-                fate,
-                basis,
-            }),
+            fate => {
+                let settled = Settled {
+                    key: event.key,
+                    tenant: event.tenant,
+                    status: event.status,
+                    task_id: event.task_id.to_string(),
+                    run_id: event.run_id,
+                    delivery,
+                    received_ms,
+                    fate,
+                    basis,
+                };
+                Decision::Settle(settled, place)
+            }
         }
     }
 
@@ -328,8 +343,8 @@ impl InHand {
         self.0.entry(tenant.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(Self::MAX)))
     }
 
-    const AT_ONCE: u32 = 32;
-    const MAX: usize = 64;
+    const AT_ONCE: u32 = 16;
+    const MAX: usize = 32;
 }
 
 fn warn_unless_kept(settled: Result<impl Sized, StoreError>) {

@@ -117,6 +117,7 @@ impl Service {
             store: store.clone(),
             metrics: parts.metrics,
             timing: parts.timing,
+            plans: Intake::plans(),
         });
         let (stop_intake, handlers) = (CancellationToken::new(), TaskTracker::new());
         handlers.spawn(Arc::clone(&intake).run_deferred(stop_intake.clone(), handlers.clone()));

@@ -4,6 +4,7 @@
 //! its commit, so whoever acks or sends afterwards may rely on it. Calls made at the same time share a transaction
 //! (`writer`), and nobody else writes.
 
+mod queue;
 mod rows;
 mod sqlite;
 mod writer;

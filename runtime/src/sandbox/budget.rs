@@ -25,6 +25,8 @@ pub struct Limits {
     pub table_elements_max: usize,
     /// Effects asked for; a mail is one, however many recipients it has.
     pub effects_max: usize,
+    /// Recipients of its effects, those of all mails together.
+    pub recipients_max: usize,
     /// One effect.
     pub effect_bytes_max: usize,
     /// All effects together, each recipient's copy of a mail counted.
@@ -47,6 +49,7 @@ impl Default for Limits {
             memory_bytes_max: 64 << 20,
             table_elements_max: 20_000,
             effects_max: 64,
+            recipients_max: 1_024,
             effect_bytes_max: 256 << 10,
             effects_bytes_max: 8 << 20,
             host_calls_max: 1_000,

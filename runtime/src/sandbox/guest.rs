@@ -143,6 +143,9 @@ impl Record {
         if done.accepted >= limits.effects_max {
             return Err(Refusal::OverLimit(format!("more than {} effects", limits.effects_max)));
         }
+        if done.plan.effects.len() + planned.len() > limits.recipients_max {
+            return Err(Refusal::OverLimit(format!("more than {} recipients", limits.recipients_max)));
+        }
         if planned.iter().any(|planned| planned.effect.bytes() > limits.effect_bytes_max) {
             return Err(Refusal::OverLimit(format!("an effect of more than {} bytes", limits.effect_bytes_max)));
         }

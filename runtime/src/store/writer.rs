@@ -7,8 +7,10 @@ use std::time::Duration;
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::queue::Queue;
 use super::rows::{
-    Binding, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Finished, Retried, Room, Settled, Verdict,
+    Binding, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation, Outcome, Retried, Room,
+    Settled, Verdict,
 };
 use super::{Health, StoreError, sqlite};
 
@@ -29,6 +31,41 @@ pub(super) enum Write {
 }
 
 impl Write {
+    /// Whose it is; nobody's for what serves all.
+    fn tenant(&self) -> &str {
+        match self {
+            Self::Settle(settled) => &settled.tenant,
+            Self::Retried(retried) => &retried.tenant,
+            Self::Bury(dead) => &dead.tenant,
+            Self::DueEvents { .. }
+            | Self::DueRetries { .. }
+            | Self::Claim(_)
+            | Self::Finish(_)
+            | Self::Renew { .. }
+            | Self::ProbeNow
+            | Self::Prune { .. }
+            | Self::Bindings { .. }
+            | Self::Unbound { .. } => "",
+        }
+    }
+
+    /// How much there is to write, in bytes, each row counted as some.
+    fn weight(&self) -> usize {
+        let plan = |invocation: &Invocation| match &invocation.outcome {
+            Outcome::Done(plan) => plan.effects.iter().map(|planned| ROW_WEIGHT + planned.effect.bytes()).sum(),
+            _ => ROW_WEIGHT,
+        };
+        match self {
+            Self::Settle(Settled { fate: Fate::Planned(invocations), delivery, .. }) => {
+                delivery.body.len() + invocations.iter().map(plan).sum::<usize>()
+            }
+            Self::Settle(settled) => settled.delivery.body.len(),
+            Self::Retried(retried) => plan(&retried.invocation),
+            Self::Bury(dead) => dead.delivery.body.len(),
+            _ => 0,
+        }
+    }
+
     /// Whether couriers should look again once it is committed.
     const fn may_make_an_effect_due(&self) -> bool {
         matches!(self, Self::Settle(_) | Self::Retried(_) | Self::Finish(_) | Self::ProbeNow)
@@ -55,9 +92,20 @@ pub(super) async fn run(
     health: watch::Sender<Health>,
     effects_due: watch::Sender<()>,
 ) {
-    let mut group = Vec::with_capacity(GROUP_MAX);
-    while writes.recv_many(&mut group, GROUP_MAX).await > 0 {
-        let (writes, replies): (Vec<_>, Vec<_>) = group.drain(..).unzip();
+    let (mut come, mut queue) = (Vec::with_capacity(GROUP_MAX), Queue::new());
+    loop {
+        if queue.is_empty() && writes.recv_many(&mut come, GROUP_MAX).await == 0 {
+            break;
+        }
+        while let Ok(more) = writes.try_recv() {
+            come.push(more);
+        }
+        for (write, reply) in come.drain(..) {
+            let whose = write.tenant().to_owned();
+            queue.push(&whose, (write, reply));
+        }
+        let group = queue.group(GROUP_MAX, GROUP_WEIGHT_MAX, |(write, _): &(Write, Reply)| write.weight());
+        let (writes, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         let may_be_due = writes.iter().any(Write::may_make_an_effect_due);
         let written = loop {
             match commit(&mut connection, &writes).await {
@@ -136,4 +184,7 @@ fn is_about_content(error: &sqlx::Error) -> bool {
 }
 
 const GROUP_MAX: usize = 512;
+/// A group of more than this would keep the others waiting for tens of milliseconds.
+const GROUP_WEIGHT_MAX: usize = 1 << 20;
+const ROW_WEIGHT: usize = 512;
 const PAUSE: Duration = Duration::from_millis(500);

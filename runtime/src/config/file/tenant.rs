@@ -161,6 +161,7 @@ fn limits(section: &Section<'_>) -> Limits {
         memory_bytes_max: bytes("memory_bytes", usual.memory_bytes_max, 256 << 20),
         table_elements_max: count("table_elements", usual.table_elements_max, 100_000),
         effects_max: count("effects", usual.effects_max, 10_000),
+        recipients_max: count("recipients", usual.recipients_max, 100_000),
         effect_bytes_max: bytes("effect_bytes", usual.effect_bytes_max, 64 << 20),
         effects_bytes_max: bytes("effects_bytes", usual.effects_bytes_max, 64 << 20),
         host_calls_max: section.whole("host_calls", "a number", 1..=1_000_000).unwrap_or(usual.host_calls_max),
