@@ -7,10 +7,10 @@ pub mod event;
 pub mod invocation;
 mod logs;
 pub mod notification;
+pub mod queues;
 pub mod source;
 pub mod task;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ use crate::store::{
     Basis, DeadDelivery, DueRetry, Fate, Invocation, Outcome, Retried, Settled, Store, StoreError, Verdict, now_ms,
 };
 use crate::taskcluster::TaskError;
-use crate::tenant::Tenant;
+use crate::tenant::{TENANT_REMOVED, Tenant, Tenants};
 use crate::timing::{self, Timing};
 use event::{Delivery, Event};
 use invocation::Turn;
@@ -39,8 +39,8 @@ use task::{Definition, Tasks};
 
 /// What the first half works with.
 pub struct Intake {
-    /// The tenants, by name.
-    pub tenants: BTreeMap<String, Tenant>,
+    /// The tenants.
+    pub tenants: Tenants,
     /// Where task definitions come from.
     pub tasks: Arc<Tasks>,
     /// The live plugins.
@@ -59,6 +59,8 @@ pub struct Intake {
 
 /// What is to be done about a delivery before it may be acked.
 enum Decision {
+    /// Its tenant is gone: it stays with the broker.
+    Leave,
     /// Nobody asked to hear about it: nothing.
     Nothing,
     /// Its outcome is committed.
@@ -92,7 +94,8 @@ impl Intake {
         let decision =
             self.decide(tenant, Arc::new(received.delivery), received_ms, Basis::Delivery).instrument(span).await;
         match self.commit(decision).await {
-            Ok(outcome) => {
+            Ok(None) => tracing::info!("a delivery for a tenant that was removed stays in its queue"),
+            Ok(Some(outcome)) => {
                 received.settler.ack().await;
                 self.metrics.delivery(tenant, outcome);
                 self.timing.took(timing::CONSUMER, began.elapsed());
@@ -101,9 +104,10 @@ impl Intake {
         }
     }
 
-    /// Makes a decision durable; what it was, or that another one had been made before.
-    async fn commit(&self, decision: Decision) -> Result<DeliveryOutcome, StoreError> {
-        match decision {
+    /// Makes a decision durable; what it was, or that another one had been made before. None when nothing was decided.
+    async fn commit(&self, decision: Decision) -> Result<Option<DeliveryOutcome>, StoreError> {
+        let outcome = match decision {
+            Decision::Leave => return Ok(None),
             Decision::Nothing => Ok(DeliveryOutcome::Unasked),
             Decision::Bury(dead) => self.store.bury(dead).await.map(|()| DeliveryOutcome::Malformed),
             Decision::Settle(settled) => {
@@ -127,7 +131,8 @@ impl Intake {
                     Err(error) => Err(error),
                 }
             }
-        }
+        };
+        outcome.map(Some)
     }
 
     async fn decide(&self, tenant: &str, delivery: Arc<Delivery>, received_ms: i64, basis: Basis) -> Decision {
@@ -139,9 +144,13 @@ impl Intake {
                 return Decision::Bury(DeadDelivery { tenant, delivery, reason, received_ms });
             }
         };
-        let fate = match self.tasks.definition(&event.tenant, &event.task_id).await {
-            Ok(task) => Fate::Planned(self.plan(&event, &task, received_ms).await),
-            Err(error) => Self::without_task(&event, &error, received_ms, basis),
+        let fate = match self.tenants.named(tenant) {
+            None if basis == Basis::Delivery => return Decision::Leave,
+            None => Fate::Dead { reason: TENANT_REMOVED.into() },
+            Some(tenant) => match self.tasks.definition(&event.tenant, &event.task_id).await {
+                Ok(task) => Fate::Planned(self.plan(&tenant, &event, &task, received_ms).await),
+                Err(error) => Self::without_task(&event, &error, received_ms, basis),
+            },
         };
         match fate {
             Fate::Planned(invocations) if invocations.is_empty() && basis == Basis::Delivery => Decision::Nothing,
@@ -186,8 +195,7 @@ impl Intake {
     }
 
     /// Runs every plugin that is to say something; one that faults harms no other.
-    async fn plan(&self, event: &Event, task: &Definition, received_ms: i64) -> Vec<Invocation> {
-        let Some(tenant) = self.tenants.get(&event.tenant) else { return Vec::new() };
+    async fn plan(&self, tenant: &Tenant, event: &Event, task: &Definition, received_ms: i64) -> Vec<Invocation> {
         let turn = Turn { generation: 0, tries: 1, received_ms };
         let notifications = self.notifications(tenant, event, task);
         join_all(notifications.iter().map(|notification| self.invoke(tenant, event, task, notification, turn))).await
@@ -287,8 +295,7 @@ impl Intake {
 
     /// The invocation, or what becomes of it when there is nothing any more to run it on.
     async fn invoke_again(&self, due: &DueRetry, turn: Turn) -> Result<Invocation, Outcome> {
-        let removed = |what: &str| Outcome::Refused(format!("the {what} was removed"));
-        let tenant = self.tenants.get(&due.tenant).ok_or_else(|| removed("tenant"))?;
+        let tenant = self.tenants.named(&due.tenant).ok_or_else(|| Outcome::Refused(TENANT_REMOVED.into()))?;
         let event =
             Event::read(&due.tenant, Arc::clone(&due.delivery)).map_err(|error| Outcome::Dead(error.to_string()))?;
         let task = self.tasks.definition(&event.tenant, &event.task_id).await.map_err(|error| match error {
@@ -297,10 +304,10 @@ impl Intake {
                 Outcome::Dead(error.to_string())
             }
         })?;
-        let mut wished = self.notifications(tenant, &event, &task).into_iter();
+        let mut wished = self.notifications(&tenant, &event, &task).into_iter();
         let same = wished.find(|wished| wished.identity == due.identity && wished.plugin == due.plugin);
-        let notification = same.ok_or_else(|| removed("identity or plugin"))?;
-        Ok(self.invoke(tenant, &event, &task, &notification, turn).await)
+        let notification = same.ok_or_else(|| Outcome::Refused("the identity or plugin was removed".into()))?;
+        Ok(self.invoke(&tenant, &event, &task, &notification, turn).await)
     }
 }
 
