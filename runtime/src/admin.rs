@@ -11,21 +11,18 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::registry::Registry;
+use crate::service::Live;
 use crate::store::{Health, Store};
 
 /// What the answers are made of.
 pub struct Admin {
     /// The database.
     pub store: Store,
-    /// Whether each tenant's queue is being consumed.
-    pub consuming: BTreeMap<String, watch::Receiver<bool>>,
-    /// The live plugins.
-    pub registry: Arc<Registry>,
+    /// The tenants, their queues and their plugins.
+    pub live: Arc<Live>,
     /// The figures.
     pub metrics: Arc<Metrics>,
 }
@@ -71,20 +68,17 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
         Health::Ready => ("ready".to_owned(), true),
         Health::Unavailable(why) => (format!("unavailable: {why}"), false),
     };
-    let mut queues = BTreeMap::new();
-    let mut consuming = true;
-    for (tenant, is_consuming) in &admin.consuming {
-        let is_consuming = *is_consuming.borrow();
-        consuming &= is_consuming;
-        queues.insert(tenant.clone(), if is_consuming { "consuming" } else { "not consuming" });
-    }
+    let consuming = admin.live.queues.get().map(|queues| queues.consuming()).unwrap_or_default();
+    let said = |is_consuming| if is_consuming { "consuming" } else { "not consuming" };
+    let queues = consuming.iter().map(|(tenant, is_consuming)| (tenant.clone(), said(*is_consuming))).collect();
+    let consuming = consuming.values().all(|is_consuming| *is_consuming);
     let (suspended, readable) = match admin.store.suspended().await {
         Ok(suspended) => (suspended, true),
         Err(_) => (BTreeMap::new(), false),
     };
     let ready = store_ready && consuming && readable;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let readiness = Readiness { ready, store, queues, suspended, refused: admin.registry.refused() };
+    let readiness = Readiness { ready, store, queues, suspended, refused: admin.live.registry.refused() };
     let text = serde_json::to_string_pretty(&readiness).unwrap_or_default();
     (status, [(CONTENT_TYPE, "application/json")], text + "\n").into_response()
 }

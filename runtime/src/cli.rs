@@ -25,6 +25,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{self, ConfigError, Environment};
 use crate::registry::RegistryError;
+use crate::service::StartError;
 use crate::store::StoreError;
 use crate::trial::TrialError;
 
@@ -137,7 +138,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         || error.is::<PluginErrors>()
         || error.is::<TrialError>()
         || error.is::<plugin::NewError>()
-        || matches!(error.downcast_ref(), Some(StoreError::Address(_)));
+        || matches!(error.downcast_ref(), Some(StartError::Store(StoreError::Address(_))));
     if is_unusable { ExitCode::from(78) } else { ExitCode::FAILURE }
 }
 

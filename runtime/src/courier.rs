@@ -3,9 +3,10 @@
 //! An attempt is on record before it begins, and only the attempt that holds the claim may say how it ended. What each
 //! kind of receipt leads to is decided in [`next`] alone.
 
+pub mod destinations;
 pub mod sinks;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::metrics::Metrics;
 use crate::retry;
 use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
-use crate::tenant::Tenant;
+use crate::tenant::{TENANT_REMOVED, Tenants};
 use crate::timing::Timing;
 use sinks::Sink;
 
@@ -66,10 +67,8 @@ impl Receipt {
 pub struct Courier {
     /// Where effects are claimed.
     pub store: Store,
-    /// The sinks, by destination.
-    pub sinks: BTreeMap<String, Arc<Sink>>,
     /// The tenants, whose grants are checked again.
-    pub tenants: BTreeMap<String, Tenant>,
+    pub tenants: Tenants,
     /// Names this courier in claims: no two running ones share a name.
     pub owner: String,
     /// For how long repeated events are recognised.
@@ -89,20 +88,8 @@ impl Courier {
         format!("{}-{:016x}", std::process::id(), rand::random::<u64>())
     }
 
-    /// Performs what is due until asked to stop; `tracker` then still has the attempts in flight.
-    /// `ended` is cancelled as soon as one destination is served no longer, whatever the reason.
-    pub fn start(self: &Arc<Self>, stop: &CancellationToken, ended: &CancellationToken, tracker: &TaskTracker) {
-        for (destination, sink) in &self.sinks {
-            let (courier, ended) = (Arc::clone(self), ended.clone().drop_guard());
-            let serve = courier.serve(destination.clone(), Arc::clone(sink), stop.clone(), tracker.clone());
-            tracker.spawn(async move {
-                serve.await;
-                drop(ended);
-            });
-        }
-    }
-
-    /// Serves one destination, so that a slow one delays no other.
+    /// Performs what is due at one destination, so that a slow one delays no other, until asked to stop; `tracker` then
+    /// still has the attempts in flight.
     async fn serve(
         self: Arc<Self>,
         destination: String,
@@ -114,6 +101,9 @@ impl Courier {
         let mut due = self.store.effects_due();
         while !stop.is_cancelled() {
             let Some(mut permits) = free_slots(&slots).await else { return };
+            if stop.is_cancelled() {
+                return;
+            }
             due.mark_unchanged();
             let limit = u32::try_from(permits.num_permits()).unwrap_or(u32::MAX);
             let (owner, in_flight) = (self.owner.clone(), self.in_flight());
@@ -177,7 +167,7 @@ impl Courier {
     }
 
     fn still_granted(&self, claimed: &Claimed) -> Result<(), String> {
-        let tenant = self.tenants.get(&claimed.tenant).ok_or("the tenant was removed")?;
+        let tenant = self.tenants.named(&claimed.tenant).ok_or(TENANT_REMOVED)?;
         let terms = tenant.plugins.get(&claimed.plugin).ok_or("the plugin was removed")?;
         terms.grant.allows(&claimed.effect).map_err(|refusal| refusal.to_string())
     }

@@ -7,6 +7,7 @@ pub mod event;
 pub mod invocation;
 mod logs;
 pub mod notification;
+pub mod queues;
 pub mod source;
 pub mod task;
 
@@ -31,7 +32,7 @@ use crate::store::{
     now_ms,
 };
 use crate::taskcluster::TaskError;
-use crate::tenant::Tenant;
+use crate::tenant::{TENANT_REMOVED, Tenant, Tenants};
 use crate::timing::{self, Timing};
 use event::{Delivery, Event};
 use invocation::Turn;
@@ -41,8 +42,8 @@ use task::{Definition, Tasks};
 
 /// What the first half works with.
 pub struct Intake {
-    /// The tenants, by name.
-    pub tenants: BTreeMap<String, Tenant>,
+    /// The tenants.
+    pub tenants: Tenants,
     /// Where task definitions come from.
     pub tasks: Arc<Tasks>,
     /// The live plugins.
@@ -61,6 +62,8 @@ pub struct Intake {
 
 /// What is to be done about a delivery before it may be acked.
 enum Decision {
+    /// Its tenant is gone: it stays with the broker.
+    Leave,
     /// Nobody asked to hear about it: nothing.
     Nothing,
     /// Its outcome is committed. Until then it has a place among the tenant's plans.
@@ -100,7 +103,8 @@ impl Intake {
         let decision =
             self.decide(tenant, Arc::new(received.delivery), received_ms, Basis::Delivery).instrument(span).await;
         match self.commit(decision).await {
-            Ok(outcome) => {
+            Ok(None) => tracing::info!("a delivery for a tenant that was removed stays in its queue"),
+            Ok(Some(outcome)) => {
                 received.settler.ack().await;
                 self.metrics.delivery(tenant, outcome);
                 self.timing.took(timing::CONSUMER, began.elapsed());
@@ -109,9 +113,10 @@ impl Intake {
         }
     }
 
-    /// Makes a decision durable; what it was, or that another one had been made before.
-    async fn commit(&self, decision: Decision) -> Result<DeliveryOutcome, StoreError> {
-        match decision {
+    /// Makes a decision durable; what it was, or that another one had been made before. None when nothing was decided.
+    async fn commit(&self, decision: Decision) -> Result<Option<DeliveryOutcome>, StoreError> {
+        let outcome = match decision {
+            Decision::Leave => return Ok(None),
             Decision::Nothing => Ok(DeliveryOutcome::Unasked),
             Decision::Bury(dead) => self.store.bury(dead).await.map(|()| DeliveryOutcome::Malformed),
             Decision::Settle(settled, _place) => {
@@ -135,7 +140,8 @@ impl Intake {
                     Err(error) => Err(error),
                 }
             }
-        }
+        };
+        outcome.map(Some)
     }
 
     async fn decide(&self, tenant: &str, delivery: Arc<Delivery>, received_ms: i64, basis: Basis) -> Decision {
@@ -147,12 +153,16 @@ impl Intake {
                 return Decision::Bury(DeadDelivery { tenant, delivery, reason, received_ms });
             }
         };
-        let (fate, place) = match self.tasks.definition(&event.tenant, &event.task_id).await {
-            Ok(task) => {
-                let place = self.plans.take(tenant).await;
-                (Fate::Planned(self.plan(&event, &task, received_ms).await), Some(place))
-            }
-            Err(error) => (Self::without_task(&event, &error, received_ms, basis), None),
+        let (fate, place) = match self.tenants.named(tenant) {
+            None if basis == Basis::Delivery => return Decision::Leave,
+            None => (Fate::Dead { reason: TENANT_REMOVED.into() }, None),
+            Some(tenant) => match self.tasks.definition(&event.tenant, &event.task_id).await {
+                Ok(task) => {
+                    let place = self.plans.take(&tenant.name).await;
+                    (Fate::Planned(self.plan(&tenant, &event, &task, received_ms).await), Some(place))
+                }
+                Err(error) => (Self::without_task(&event, &error, received_ms, basis), None),
+            },
         };
         match fate {
             Fate::Planned(invocations) if invocations.is_empty() && basis == Basis::Delivery => Decision::Nothing,
@@ -200,8 +210,7 @@ impl Intake {
     }
 
     /// Runs every plugin that is to say something; one that faults harms no other.
-    async fn plan(&self, event: &Event, task: &Definition, received_ms: i64) -> Vec<Invocation> {
-        let Some(tenant) = self.tenants.get(&event.tenant) else { return Vec::new() };
+    async fn plan(&self, tenant: &Tenant, event: &Event, task: &Definition, received_ms: i64) -> Vec<Invocation> {
         let turn = Turn { generation: 0, tries: 1, received_ms };
         let notifications = self.notifications(tenant, event, task);
         join_all(notifications.iter().map(|notification| self.invoke(tenant, event, task, notification, turn))).await
@@ -257,7 +266,7 @@ impl Intake {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut in_hand = InHand::default();
         while !stop.is_cancelled() {
-            let events = self.store.due_events(in_hand.room(self.tenants.keys())).await.unwrap_or_default();
+            let events = self.store.due_events(in_hand.room(self.tenants.now().keys())).await.unwrap_or_default();
             let mut has_come = !events.is_empty();
             for deferred in events {
                 let (intake, permit) = (Arc::clone(&self), in_hand.begin(&deferred.tenant));
@@ -269,7 +278,7 @@ impl Intake {
                     drop(permit);
                 });
             }
-            let retries = self.store.due_retries(in_hand.room(self.tenants.keys())).await.unwrap_or_default();
+            let retries = self.store.due_retries(in_hand.room(self.tenants.now().keys())).await.unwrap_or_default();
             has_come |= !retries.is_empty();
             for due in retries {
                 let (intake, permit) = (Arc::clone(&self), in_hand.begin(&due.tenant));
@@ -306,8 +315,7 @@ impl Intake {
 
     /// The invocation, or what becomes of it when there is nothing any more to run it on.
     async fn invoke_again(&self, due: &DueRetry, turn: Turn) -> Result<Invocation, Outcome> {
-        let removed = |what: &str| Outcome::Refused(format!("the {what} was removed"));
-        let tenant = self.tenants.get(&due.tenant).ok_or_else(|| removed("tenant"))?;
+        let tenant = self.tenants.named(&due.tenant).ok_or_else(|| Outcome::Refused(TENANT_REMOVED.into()))?;
         let event =
             Event::read(&due.tenant, Arc::clone(&due.delivery)).map_err(|error| Outcome::Dead(error.to_string()))?;
         let task = self.tasks.definition(&event.tenant, &event.task_id).await.map_err(|error| match error {
@@ -316,10 +324,10 @@ impl Intake {
                 Outcome::Dead(error.to_string())
             }
         })?;
-        let mut wished = self.notifications(tenant, &event, &task).into_iter();
+        let mut wished = self.notifications(&tenant, &event, &task).into_iter();
         let same = wished.find(|wished| wished.identity == due.identity && wished.plugin == due.plugin);
-        let notification = same.ok_or_else(|| removed("identity or plugin"))?;
-        Ok(self.invoke(tenant, &event, &task, &notification, turn).await)
+        let notification = same.ok_or_else(|| Outcome::Refused("the identity or plugin was removed".into()))?;
+        Ok(self.invoke(&tenant, &event, &task, &notification, turn).await)
     }
 }
 

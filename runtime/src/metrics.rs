@@ -134,6 +134,12 @@ impl Metrics {
         self.queue_depth.with_label_values(&[tenant]).set(messages.into());
     }
 
+    /// Nobody looks at a tenant's queue any more.
+    pub fn forget_queue(&self, tenant: &str) {
+        // It may never have been looked at.
+        drop(self.queue_depth.remove_label_values(&[tenant]));
+    }
+
     /// All figures as text, those that the database counts included.
     ///
     /// # Errors

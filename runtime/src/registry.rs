@@ -1,40 +1,42 @@
 //! Which version of each plugin is live. Enters: `.wasm` files. Leaves: admitted, compiled versions.
 //!
-//! Who runs is fixed at the start: tenants, their plugins, their grants. What runs can change at any moment: one pointer
-//! for each plugin, and calls in flight keep the version they began with.
+//! Who runs can change at any moment, and so can what: one pointer to all plugins, one in each to its version. Calls in
+//! flight keep the version they began with.
 
 mod file;
+mod plugins;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use tokio::sync::Notify;
+
 use crate::effect::Hash;
 use crate::grant::Grant;
 use crate::sandbox::{AdmissionError, Compiled, Sandbox, Version};
 use crate::tenant::Tenant;
 pub use file::Unusable;
+pub use plugins::Admitted;
+use plugins::Plugins;
 pub use watch::Watch;
 
 /// The live version of each tenant's plugins.
 pub struct Registry {
     folder: PathBuf,
     compiler: Mutex<Compiler>,
-    plugins: BTreeMap<(String, String), Plugin>,
-}
-
-struct Plugin {
-    grant: Arc<Grant>,
-    live: RwLock<Arc<Version>>,
-    /// Why the version that its file holds is not the live one.
-    refused: RwLock<Option<String>>,
+    plugins: RwLock<Arc<Plugins>>,
+    /// Something has happened to the plugins or their files.
+    news: Arc<Notify>,
 }
 
 /// Why a plugin is not live.
 #[derive(Debug, thiserror::Error)]
-#[error("plugin {plugin}: {path}: {why}")]
+#[error("tenant {tenant}: plugin {plugin}: {path}: {why}")]
 pub struct RegistryError {
+    /// The tenant.
+    pub tenant: String,
     /// The plugin.
     pub plugin: String,
     /// Its file.
@@ -48,72 +50,45 @@ impl Registry {
     ///
     /// # Errors
     /// A [`RegistryError`] for each that is not live.
-    pub async fn load(sandbox: &Arc<Sandbox>, folder: &Path, tenants: &[Tenant]) -> Result<Self, Vec<RegistryError>> {
-        let (mut compiler, folder) = (Compiler::new(sandbox), folder.to_owned());
-        let tenants = tenants.to_vec();
-        let loaded = tokio::task::spawn_blocking(move || {
-            let (mut plugins, mut errors) = (BTreeMap::new(), Vec::new());
-            for tenant in tenants {
-                for (name, terms) in tenant.plugins {
-                    let [own, shared] = paths(&folder, &tenant.name, &name);
-                    let path = if own.symlink_metadata().is_ok() { own } else { shared };
-                    match compiler.version(&folder, &path, &name, &terms.grant) {
-                        Ok(version) => {
-                            let (live, refused) = (RwLock::new(Arc::new(version)), RwLock::default());
-                            let plugin = Plugin { grant: terms.grant, live, refused };
-                            plugins.insert((tenant.name.clone(), name), plugin);
-                        }
-                        Err(why) => errors.push(RegistryError { plugin: name, path, why }),
-                    }
-                }
-            }
-            if errors.is_empty() { Ok(Self { folder, compiler: Mutex::new(compiler), plugins }) } else { Err(errors) }
-        });
-        loaded.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    pub async fn load(
+        sandbox: &Arc<Sandbox>,
+        folder: &Path,
+        tenants: &[Tenant],
+    ) -> Result<Arc<Self>, Vec<RegistryError>> {
+        let compiler = Mutex::new(Compiler::new(sandbox));
+        let (plugins, news) = (RwLock::default(), Arc::default());
+        let registry = Arc::new(Self { folder: folder.to_owned(), compiler, plugins, news });
+        registry.go_live(registry.admit(tenants).await?);
+        Ok(registry)
     }
 
     /// The live version of a tenant's plugin.
     #[must_use]
     pub fn live(&self, tenant: &str, plugin: &str) -> Option<Arc<Version>> {
-        self.plugins.get(&(tenant.to_owned(), plugin.to_owned())).map(Plugin::live)
+        self.plugins().get(&(tenant.to_owned(), plugin.to_owned()))?.live()
     }
 
     /// All live versions, with their tenants.
-    pub fn all(&self) -> impl Iterator<Item = (&str, Arc<Version>)> {
-        self.plugins.iter().map(|((tenant, _), plugin)| (tenant.as_str(), plugin.live()))
+    #[must_use]
+    pub fn all(&self) -> Vec<(String, Arc<Version>)> {
+        let plugins = self.plugins();
+        let live = plugins.iter().filter_map(|((tenant, _), plugin)| Some((tenant.clone(), plugin.live()?)));
+        live.collect()
     }
 
-    /// Why the version in a plugin's file is not live, by `tenant/plugin`; another one runs.
+    /// Why a plugin does not run, or not in the version that its file holds, by `tenant/plugin`.
     #[must_use]
     pub fn refused(&self) -> BTreeMap<String, String> {
-        let refused = self.plugins.iter().filter_map(|((tenant, name), plugin)| {
-            let why = plugin.refused.read().unwrap_or_else(PoisonError::into_inner).clone()?;
-            Some((format!("{tenant}/{name}"), why))
-        });
+        let plugins = self.plugins();
+        let refused = plugins
+            .iter()
+            .filter_map(|((tenant, name), plugin)| plugin.refused().map(|why| (format!("{tenant}/{name}"), why)));
         refused.collect()
     }
 
     /// Whoever holds it compiles; nobody else does.
     fn compiler(&self) -> MutexGuard<'_, Compiler> {
         self.compiler.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Plugin {
-    fn live(&self) -> Arc<Version> {
-        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// From now on, calls run this version.
-    fn go_live(&self, version: Version) {
-        let before =
-            std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), Arc::new(version));
-        // Outside the lock: taking down what was mapped for it takes a moment.
-        drop(before);
-    }
-
-    fn refuse(&self, why: Option<String>) {
-        *self.refused.write().unwrap_or_else(PoisonError::into_inner) = why;
     }
 }
 

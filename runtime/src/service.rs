@@ -1,40 +1,38 @@
 //! The running service: both halves of the path, started in order and shut down in order.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+mod live;
+
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::config::{Account, Config, DeliveryMode};
+use crate::config::Broker;
 use crate::courier::Courier;
-use crate::courier::sinks::Sink;
-use crate::courier::sinks::amqp::Amqp;
-use crate::courier::sinks::irc::Irc;
-use crate::courier::sinks::s3::S3;
-use crate::courier::sinks::ses::Ses;
-use crate::courier::sinks::smtp::Smtp;
-use crate::courier::sinks::sns::Sns;
+use crate::courier::destinations::Destinations;
+use crate::courier::sinks::SinkError;
 use crate::intake::Intake;
+use crate::intake::queues::Queues;
 use crate::intake::source::Received;
-use crate::intake::source::amqp::AmqpSource;
 use crate::intake::task::Tasks;
 use crate::metrics::Metrics;
 use crate::registry::{Registry, Watch};
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
 use crate::taskcluster::Taskcluster;
-use crate::tenant::Tenant;
+use crate::tenant::Tenants;
 use crate::timing::Timing;
+pub use live::{ChangeError, Live, Wanted};
 
 /// Both halves, running.
 pub struct Service {
     store: Store,
     intake: Arc<Intake>,
+    live: Arc<Live>,
     /// No new deliveries.
     stop_intake: CancellationToken,
     /// Sources may close their connections.
@@ -49,7 +47,6 @@ pub struct Service {
     handlers: TaskTracker,
     attempts: TaskTracker,
     housekeeping: TaskTracker,
-    /// The tasks of sinks, which end once no sink is left.
     connections: TaskTracker,
     writer: TaskTracker,
 }
@@ -58,20 +55,16 @@ pub struct Service {
 pub struct Parts {
     /// The database's address.
     pub store: String,
-    /// The tenants.
-    pub tenants: Vec<Tenant>,
+    /// Who runs.
+    pub wanted: Wanted,
     /// Where task definitions come from.
     pub tasks: Tasks,
     /// Runs the plugins.
     pub sandbox: Arc<Sandbox>,
     /// The live plugins.
     pub registry: Arc<Registry>,
-    /// The sinks, by destination.
-    pub sinks: BTreeMap<String, Arc<Sink>>,
-    /// Where the sinks' own tasks run.
-    pub connections: TaskTracker,
-    /// Cancelled when a part ends that should run until it is stopped.
-    pub ended: CancellationToken,
+    /// Where artifacts come from.
+    pub taskcluster: Arc<Taskcluster>,
     /// For how long repeated events are recognised.
     pub keep: Duration,
     /// Counts what happens.
@@ -80,25 +73,34 @@ pub struct Parts {
     pub timing: Timing,
 }
 
+/// Why it could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A destination cannot be made ready.
+    #[error("the SMTP client: {0}")]
+    Sink(#[from] SinkError),
+}
+
 impl Service {
     /// Opens the store and starts the courier; deliveries are taken from sources added later.
     ///
     /// # Errors
-    /// When the store cannot be opened.
-    pub async fn start(parts: Parts) -> Result<Self, StoreError> {
+    /// [`StartError`].
+    pub async fn start(parts: Parts) -> Result<Self, StartError> {
         let writer = TaskTracker::new();
         let store = Store::open(&parts.store, &writer).await?;
-        let tenants: BTreeMap<_, _> = parts.tenants.into_iter().map(|tenant| (tenant.name.clone(), tenant)).collect();
-        let (stop_courier, attempts) = (CancellationToken::new(), TaskTracker::new());
+        let tenants = Tenants::new(parts.wanted.tenants);
         store.probe_now().await?;
         for (destination, effects) in store.waiting().await? {
-            if !parts.sinks.contains_key(&destination) {
+            if !parts.wanted.accounts.contains_key(&destination) {
                 tracing::error!(destination, effects, "effects wait for a destination that is no longer configured");
             }
         }
         let courier = Arc::new(Courier {
             store: store.clone(),
-            sinks: parts.sinks,
             tenants: tenants.clone(),
             owner: Courier::new_owner(),
             keep: parts.keep,
@@ -106,13 +108,23 @@ impl Service {
             timing: parts.timing.clone(),
             in_flight: Mutex::default(),
         });
-        courier.start(&stop_courier, &parts.ended, &attempts);
+        let ended = CancellationToken::new();
+        let destinations = Destinations {
+            courier: Arc::clone(&courier),
+            taskcluster: parts.taskcluster,
+            stop: CancellationToken::new(),
+            ended: ended.clone(),
+            attempts: TaskTracker::new(),
+            connections: TaskTracker::new(),
+            served: Mutex::default(),
+        };
+        destinations.serve(&parts.wanted.accounts, destinations.make(&parts.wanted.accounts).await?);
         let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());
         housekeeping.spawn(courier.keep_house(stop_housekeeping.clone()));
         let intake = Arc::new(Intake {
-            tenants,
+            tenants: tenants.clone(),
             tasks: Arc::new(parts.tasks),
-            registry: parts.registry,
+            registry: Arc::clone(&parts.registry),
             sandbox: parts.sandbox,
             store: store.clone(),
             metrics: parts.metrics,
@@ -126,15 +138,16 @@ impl Service {
             intake,
             stop_intake,
             close_sources: CancellationToken::new(),
-            stop_courier,
+            stop_courier: destinations.stop.clone(),
             stop_housekeeping,
-            ended: parts.ended,
+            ended,
             sources: TaskTracker::new(),
             handlers,
-            attempts,
+            attempts: destinations.attempts.clone(),
             housekeeping,
-            connections: parts.connections,
+            connections: destinations.connections.clone(),
             writer,
+            live: Arc::new(Live { tenants, registry: parts.registry, destinations, queues: OnceLock::new() }),
         })
     }
 
@@ -155,11 +168,16 @@ impl Service {
         &self.intake.tasks
     }
 
+    /// What can change while it runs.
+    #[must_use]
+    pub fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live)
+    }
+
     /// Answers questions about the service on this listener, until it is drained.
-    pub fn serve_admin(&self, listener: TcpListener, consuming: BTreeMap<String, watch::Receiver<bool>>) {
+    pub fn serve_admin(&self, listener: TcpListener) {
         let metrics = Arc::clone(&self.intake.metrics);
-        let registry = Arc::clone(&self.intake.registry);
-        let admin = Admin { store: self.store.clone(), consuming, registry, metrics };
+        let admin = Admin { store: self.store.clone(), live: self.live(), metrics };
         let stop = self.stop_housekeeping.clone();
         self.housekeeping.spawn(async move {
             if let Err(error) = admin.serve(listener, stop).await {
@@ -187,28 +205,13 @@ impl Service {
         out
     }
 
-    /// Consumes every tenant's queue. The receivers say, by tenant, whether it is being consumed.
-    pub fn consume(&self, config: &Config) -> BTreeMap<String, watch::Receiver<bool>> {
-        let consume = |tenant: &Tenant| {
-            let (consuming, is_consuming) = watch::channel(false);
-            let source = AmqpSource {
-                broker: config.broker.clone(),
-                queue: tenant.queue.clone(),
-                prefetch: Intake::IN_HAND_MAX,
-                store: self.store.clone(),
-                consuming,
-                tenant: tenant.name.clone(),
-                metrics: Arc::clone(&self.intake.metrics),
-            };
-            let (stop, close) = (self.stop_intake.clone(), self.close_sources.clone());
-            let (run, ended) = (source.run(self.inlet(&tenant.name), stop, close), self.ended.clone().drop_guard());
-            self.sources.spawn(async move {
-                run.await;
-                drop(ended);
-            });
-            (tenant.name.clone(), is_consuming)
-        };
-        config.tenants.iter().map(consume).collect()
+    /// Consumes every tenant's queue on this broker, as tenants come and go.
+    pub fn consume(&self, broker: &Broker) {
+        let tokens = [&self.stop_intake, &self.close_sources, &self.ended].map(CancellationToken::clone);
+        let queues = Queues::new(Arc::clone(&self.intake), broker.clone(), tokens, self.sources.clone());
+        queues.keep_up(&self.live.tenants.now());
+        // Nothing is consumed twice: whoever asks again has asked already.
+        drop(self.live.queues.set(queues));
     }
 
     /// Whether nothing is in hand, nothing waits to be delivered and nothing is put off.
@@ -247,40 +250,13 @@ impl Service {
             );
         }
         self.close_sources.cancel();
-        let Self { store, intake, writer, .. } = self;
-        drop((store, intake));
+        let Self { store, intake, live, writer, .. } = self;
+        drop((store, intake, live));
         writer.close();
         if tokio::time::timeout(WRITER_LIMIT, writer.wait()).await.is_err() {
             tracing::warn!("the database did not take the last writes in time");
         }
     }
-}
-
-/// The sinks a configuration names, by destination. Tasks of their own run on `connections` and cancel `ended` at their
-/// end.
-///
-/// # Errors
-/// When one cannot be made ready.
-pub async fn sinks(
-    config: &Config,
-    taskcluster: &Arc<Taskcluster>,
-    connections: &TaskTracker,
-    ended: &CancellationToken,
-) -> Result<BTreeMap<String, Arc<Sink>>, lettre::transport::smtp::Error> {
-    let mut sinks = BTreeMap::new();
-    for (destination, account) in &config.accounts {
-        let sink = match (config.delivery, account.clone()) {
-            (DeliveryMode::Capture, _) => Sink::Capture,
-            (DeliveryMode::Send, Account::Smtp(smtp)) => Sink::Smtp(Box::new(Smtp::new(smtp)?)),
-            (DeliveryMode::Send, Account::Ses(ses)) => Sink::Ses(Box::new(Ses::new(ses).await)),
-            (DeliveryMode::Send, Account::Sns(aws)) => Sink::Sns(Box::new(Sns::new(&aws).await)),
-            (DeliveryMode::Send, Account::S3(s3)) => Sink::S3(Box::new(S3::new(s3, Arc::clone(taskcluster)).await)),
-            (DeliveryMode::Send, Account::Irc(irc)) => Sink::Irc(Irc::start(irc, connections, ended)),
-            (DeliveryMode::Send, Account::Amqp(broker)) => Sink::Amqp(Box::new(Amqp::new(broker))),
-        };
-        sinks.insert(destination.clone(), Arc::new(sink));
-    }
-    Ok(sinks)
 }
 
 const WRITER_LIMIT: Duration = Duration::from_secs(5);

@@ -1,5 +1,7 @@
 //! On whose behalf things happen: a tenant's queue, identities and plugins, as the operator set them. Plain data.
 
+mod tenants;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +12,10 @@ use crate::grant::Grant;
 use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
 use crate::store::Binding;
+pub use tenants::{ByName, Tenants};
+
+/// Why nothing more is done for a tenant that the operator took away.
+pub const TENANT_REMOVED: &str = "tenant removed";
 
 /// One tenant.
 #[derive(Clone, Debug, PartialEq)]

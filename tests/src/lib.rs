@@ -15,6 +15,7 @@ mod proxy;
 mod service;
 mod smtp;
 mod taskcluster;
+pub mod tenants;
 mod vhost;
 pub mod wait;
 pub mod world;

@@ -16,7 +16,7 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     explain_service(&config);
     for tenant in &config.tenants {
         explain_tenant(tenant);
-        for (_, version) in registry.all().filter(|(owner, _)| *owner == tenant.name) {
+        for (_, version) in registry.all().into_iter().filter(|(owner, _)| *owner == tenant.name) {
             explain_plugin(tenant, &version);
         }
     }

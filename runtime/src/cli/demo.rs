@@ -11,13 +11,10 @@ use clap::Args;
 use serde_json::{Value, json};
 use sqlx::Row;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::run::Signals;
 use super::{PluginErrors, render};
 use crate::config::{Environment, default_plugins, default_root};
-use crate::courier::sinks::Sink;
 use crate::effect::destination;
 use crate::grant::{EmailGrant, Grant, IrcGrant, Pattern};
 use crate::intake::source::{Received, Settler, ndjson};
@@ -25,8 +22,9 @@ use crate::intake::task::{MemoryTasks, Tasks};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::{Limits, Sandbox};
-use crate::service::{Parts, Service};
+use crate::service::{Parts, Service, Wanted};
 use crate::store::Store;
+use crate::taskcluster::Taskcluster;
 use crate::tenant::{PluginTerms, Queue, QueueKind, Tenant};
 use crate::timing::Timing;
 
@@ -78,22 +76,20 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
     let sandbox = Sandbox::start()?;
     let registry = Registry::load(&sandbox, &plugins, &tenants).await;
     let registry = registry.map_err(PluginErrors).context("the demo needs the built plugins (`make guests`)")?;
-    let capture = |capability| (destination(capability, ACCOUNT), Arc::new(Sink::Capture));
-    let sinks = BTreeMap::from([capture("email"), capture("irc")]);
+    let captured = |capability| (destination(capability, ACCOUNT), None);
+    let accounts = BTreeMap::from([captured("email"), captured("irc")]);
     let tasks = Tasks::Memory(MemoryTasks::new(default_root()));
     let keep = Duration::from_secs(60 * 60 * 24);
     let store = format!("sqlite:{database}");
     let metrics = Arc::new(Metrics::new().context("name the figures")?);
-    let (connections, ended) = (TaskTracker::new(), CancellationToken::new());
+    let taskcluster = Arc::new(Taskcluster::new(default_root()).context("start the Taskcluster client")?);
     let parts = Parts {
         store,
-        tenants,
+        wanted: Wanted { tenants, accounts },
         tasks,
         sandbox,
-        registry: Arc::new(registry),
-        sinks,
-        connections,
-        ended,
+        registry,
+        taskcluster,
         keep,
         metrics,
         timing: Timing::default(),

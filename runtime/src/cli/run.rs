@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::PluginErrors;
@@ -16,7 +15,7 @@ use crate::intake::task::{HttpTasks, Tasks};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
-use crate::service::{Parts, Service, sinks};
+use crate::service::{Parts, Service, Wanted};
 use crate::taskcluster::Taskcluster;
 use crate::timing::Timing;
 
@@ -36,9 +35,6 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     };
     let sandbox = Sandbox::start()?;
     let registry = Registry::load(&sandbox, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
-    for (tenant, version) in registry.all() {
-        tracing::info!(tenant, plugin = %version.name, digest = %version.digest, "plugin live");
-    }
     let timings = TaskTracker::new();
     let timing = match config.influx.clone() {
         Some(account) => Timing::start(account, &timings).context("start the InfluxDB client")?,
@@ -46,26 +42,23 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     };
     let taskcluster = Taskcluster::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
     let taskcluster = Arc::new(taskcluster);
-    let (connections, ended) = (TaskTracker::new(), CancellationToken::new());
     let parts = Parts {
         store: config.store.clone(),
-        tenants: config.tenants.clone(),
+        wanted: Wanted::by(&config),
         tasks: Tasks::Http(HttpTasks::new(Arc::clone(&taskcluster))),
         sandbox,
-        registry: Arc::new(registry),
-        sinks: sinks(&config, &taskcluster, &connections, &ended).await.context("start the SMTP client")?,
-        connections,
-        ended,
+        registry,
+        taskcluster,
         keep: config.keep,
         metrics: Arc::new(Metrics::new().context("name the figures")?),
         timing,
     };
     let service = Service::start(parts).await.context("start")?;
     service.watch_plugins();
-    let consuming = service.consume(&config);
+    service.consume(&config.broker);
     if let Some(listener) = admin {
         tracing::info!(address = %listener.local_addr()?, "health and metrics: /healthz /readyz /metrics");
-        service.serve_admin(listener, consuming);
+        service.serve_admin(listener);
     }
     tokio::select! {
         () = signals.next() => {}

@@ -21,6 +21,9 @@ use ses::Ses;
 use smtp::Smtp;
 use sns::Sns;
 
+/// Why there is no sink: the platform's certificates cannot be read, or the host is no name.
+pub type SinkError = lettre::transport::smtp::Error;
+
 /// A way to perform effects, with one account.
 pub enum Sink {
     /// Keeps them and sends nothing.

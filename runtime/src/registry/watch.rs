@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::file::{self, Print, Unusable};
-use super::{Plugin, Registry, paths};
+use super::plugins::{Plugin, Plugins};
+use super::{Registry, paths};
 use crate::effect::Hash;
 use crate::metrics::{Metrics, SwapOutcome};
 
@@ -24,8 +24,9 @@ use crate::metrics::{Metrics, SwapOutcome};
 pub struct Watch {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
+    /// Those whose files are watched.
+    plugins: Arc<Plugins>,
     files: BTreeMap<PathBuf, Watched>,
-    wake: Arc<Notify>,
     /// Tells of changes at once; none where the system has no room for another.
     system: Option<RecommendedWatcher>,
 }
@@ -56,21 +57,16 @@ impl Watch {
     /// Watches for the plugins of a registry; nothing happens before [`Watch::run`].
     #[must_use]
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
-        let mut files = BTreeMap::<PathBuf, Watched>::new();
-        for (tenant, plugin) in registry.plugins.keys() {
-            for path in paths(&registry.folder, tenant, plugin) {
-                files.entry(path).or_insert_with(|| Watched::absent(plugin)).tenants.push(tenant.clone());
-            }
-        }
-        Self { registry, metrics, files, wake: Arc::default(), system: None }
+        Self { registry, metrics, plugins: Arc::default(), files: BTreeMap::new(), system: None }
     }
 
     /// Watches until asked to stop. Files are read and compiled off the calling task, one after the other.
     pub async fn run(mut self, stop: CancellationToken) {
-        let wake = Arc::clone(&self.wake);
-        self.system = self.listen();
+        let news = Arc::clone(&self.registry.news);
+        self.system = listen(&self.registry);
         loop {
             let look = tokio::task::spawn_blocking(move || {
+                self.keep_up();
                 self.listen_to_folders();
                 let next = self.look();
                 (self, next)
@@ -81,37 +77,41 @@ impl Watch {
                 looked = look => looked.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())),
             };
             self = looked.0;
-            let news = async {
-                wake.notified().await;
+            let heard = async {
+                news.notified().await;
                 // Much may happen to one file: it is looked at once.
                 tokio::time::sleep(GATHER).await;
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = news => {}
+                () = heard => {}
                 () = tokio::time::sleep(looked.1) => {}
             }
         }
     }
 
-    /// Has the system wake us.
-    fn listen(&self) -> Option<RecommendedWatcher> {
-        let wake = Arc::clone(&self.wake);
-        let known: Vec<_> = self.files.keys().cloned().collect();
-        let heard = move |event: notify::Result<Event>| {
-            if let Ok(event) = &event {
-                if matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write)) {
-                    return;
-                }
-                let is_plugin = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "wasm");
-                for path in event.paths.iter().filter(is_plugin).filter(|path| !known.contains(path)) {
-                    tracing::debug!(?path, "no tenant has a plugin of this name: ignored");
+    /// Plugins come and go, and their terms change: what their files hold may go live now.
+    fn keep_up(&mut self) {
+        let plugins = self.registry.plugins();
+        let before = std::mem::replace(&mut self.plugins, Arc::clone(&plugins));
+        if Arc::ptr_eq(&before, &plugins) {
+            return;
+        }
+        let mut old = std::mem::take(&mut self.files);
+        for (key, plugin) in plugins.iter() {
+            let (tenant, name) = key;
+            let is_same = before.get(key).is_some_and(|before| Arc::ptr_eq(before, plugin));
+            for path in paths(&self.registry.folder, tenant, name) {
+                let watched = self.files.entry(path).or_insert_with_key(|path| Watched {
+                    tenants: Vec::new(),
+                    ..old.remove(path).unwrap_or_else(|| Watched::absent(name))
+                });
+                watched.tenants.push(tenant.clone());
+                if !is_same && plugin.live().is_some() && watched.print.is_some() {
+                    (watched.dropped, watched.stage) = (Instant::now(), Stage::Moving);
                 }
             }
-            wake.notify_one();
-        };
-        let watcher = notify::recommended_watcher(heard);
-        watcher.inspect_err(|error| tracing::warn!(%error, every = ?LOOK_EVERY, "plugins are only looked for")).ok()
+        }
     }
 
     /// Folders can come and be replaced. To listen twice to the same one is to listen once.
@@ -179,31 +179,58 @@ impl Watched {
     }
 
     /// The plugins this file is for, with their tenants: a tenant's own file wins over the shared one.
-    fn plugins<'a>(&'a self, registry: &'a Registry, path: &'a Path) -> impl Iterator<Item = (&'a str, &'a Plugin)> {
-        self.tenants.iter().filter_map(move |tenant| {
+    fn plugins(&self, registry: &Registry, path: &Path) -> Vec<(&str, Arc<Plugin>)> {
+        let plugins = registry.plugins();
+        let is_for = |tenant: &str| {
             let [own, _] = paths(&registry.folder, tenant, &self.plugin);
-            let is_for_it = own == path || own.symlink_metadata().is_err();
-            let plugin = registry.plugins.get(&(tenant.clone(), self.plugin.clone()));
-            plugin.filter(|_| is_for_it).map(|plugin| (tenant.as_str(), plugin))
-        })
+            own == path || own.symlink_metadata().is_err()
+        };
+        let plugin = |tenant: &String| plugins.get(&(tenant.clone(), self.plugin.clone())).cloned();
+        let tenants = self.tenants.iter().filter(|tenant| is_for(tenant));
+        tenants.filter_map(|tenant| Some((tenant.as_str(), plugin(tenant)?))).collect()
     }
+}
+
+/// Has the system wake us.
+fn listen(registry: &Arc<Registry>) -> Option<RecommendedWatcher> {
+    let registry = Arc::clone(registry);
+    let heard = move |event: notify::Result<Event>| {
+        if let Ok(event) = &event {
+            if matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write)) {
+                return;
+            }
+            let is_plugin = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "wasm");
+            for path in event.paths.iter().filter(is_plugin).filter(|path| !is_known(&registry, path)) {
+                tracing::debug!(?path, "no tenant has a plugin of this name: ignored");
+            }
+        }
+        registry.news.notify_one();
+    };
+    let watcher = notify::recommended_watcher(heard);
+    watcher.inspect_err(|error| tracing::warn!(%error, every = ?LOOK_EVERY, "plugins are only looked for")).ok()
+}
+
+fn is_known(registry: &Registry, path: &Path) -> bool {
+    let name = path.file_stem();
+    registry.plugins().keys().any(|(_, plugin)| name.is_some_and(|name| name == plugin.as_str()))
 }
 
 /// Makes a file's version live wherever it may run; why it can run nowhere.
 fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) -> Result<(), Unusable> {
     let name = &watched.plugin;
-    let plugins: Vec<_> = watched.plugins(registry, path).collect();
+    let plugins = watched.plugins(registry, path);
     if plugins.is_empty() {
         return Ok(());
     }
     if watched.print.is_none() {
         tracing::warn!(plugin = name, path = %path.display(), "a plugin's file is gone: its running version stays");
-        plugins.iter().for_each(|(_, plugin)| plugin.refuse(None));
+        plugins.iter().filter(|(_, plugin)| plugin.live().is_some()).for_each(|(_, plugin)| plugin.refuse(None));
         return Ok(());
     }
     let wasm = file::read(&registry.folder, path)?;
     let digest = Hash::of_bytes(&wasm);
-    let (same, new): (Vec<_>, Vec<_>) = plugins.into_iter().partition(|(_, plugin)| plugin.live().digest == digest);
+    let (same, new): (Vec<_>, Vec<_>) =
+        plugins.into_iter().partition(|(_, plugin)| plugin.live().is_some_and(|live| live.digest == digest));
     for (tenant, plugin) in same {
         plugin.refuse(None);
         tracing::debug!(tenant, plugin = name, %digest, "this version is live already");

@@ -46,15 +46,15 @@ struct Connection {
 }
 
 impl Irc {
-    /// A client of this account. Nothing is connected yet. Its task runs on `tracker` and cancels `ended` at its end,
-    /// which comes, once this is dropped, when the server has been told.
+    /// A client of this account. Nothing is connected yet. Its task runs on `tracker` and ends, once this is dropped, when
+    /// the server has been told; should it end before, it cancels `ended`.
     #[must_use]
     pub fn start(account: IrcAccount, tracker: &TaskTracker, ended: &CancellationToken) -> Self {
         let (orders, received) = mpsc::channel(1);
         let (connection, ended) = (Connection::new(account), ended.clone().drop_guard());
         tracker.spawn(async move {
             connection.run(received).await;
-            drop(ended);
+            ended.disarm();
         });
         Self { orders }
     }
