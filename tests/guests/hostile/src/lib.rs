@@ -3,9 +3,11 @@
 
 #![expect(clippy::disallowed_methods, clippy::disallowed_macros, reason = "it looks around on purpose")]
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use pulse_notifier_sdk::{Event, Failure, Mail, Result, irc, log, plugin, settings};
+use pulse_notifier_sdk::{Event, Failure, Mail, Result, amqp, irc, log, plugin, s3, settings};
 
 plugin!(notify);
 
@@ -27,6 +29,53 @@ fn notify(event: &Event) -> Result {
         "many effects" => (0..1_000_000).try_for_each(|_| mail("again").send().map(drop)).map_err(Into::into),
         "large effect" => mail("large").html("x".repeat(300 << 10)).send().map(drop).map_err(Into::into),
         "many calls" => (0..1_000_000).try_for_each(|_| settings::get("nothing").map_or(Ok(()), |_| Ok(()))),
+        "megabytes" => {
+            // Refused from the ninth on, and on record; what was accepted before goes out.
+            (0..60).for_each(|_| drop(mail("again").html("x".repeat(250 << 10)).send()));
+            Ok(())
+        }
+        "large text" => {
+            log::info(&"x".repeat(40 << 20));
+            Ok(())
+        }
+        "sleep" => {
+            std::thread::sleep(Duration::from_secs(60));
+            Ok(())
+        }
+        "foreign recipient" => {
+            for foreign in ["b@blue.example.com", "b@blue.example.com, a@red.example.com", "a@red.example.com@b.c", ""]
+            {
+                drop(Mail::to([foreign]).subject("s").text("t").send());
+            }
+            Ok(())
+        }
+        "foreign keys" => {
+            for key in ["blue/log", "../blue/log", "red/../blue/log", "red//log", "/red/log", "red/a\nb", "red/\0", ""]
+            {
+                drop(s3::put(key, "text/plain", b"x"));
+            }
+            drop(s3::put("red/a", "text/plain\r\nx-amz-acl: public-read", b"x"));
+            drop(s3::put_gzipped_artifact("red/a", "text/plain", 0, "../../secrets"));
+            Ok(())
+        }
+        "foreign exchanges" => {
+            for exchange in ["", "amq.direct", "exchange/taskcluster-queue/v1/task-failed", "exchange/red/granted\0"] {
+                drop(amqp::publish(exchange, "key", "text/plain", b"x"));
+            }
+            drop(amqp::publish("exchange/red/granted", &"k".repeat(256), "text/plain", b"x"));
+            drop(amqp::publish("exchange/red/granted", "key", "text/plain\nCC: everybody", b"x"));
+            Ok(())
+        }
+        "shuffle" => {
+            let numbers: HashSet<u32> = (0..32).collect();
+            log::info(&format!("{numbers:?}"));
+            Ok(())
+        }
+        "settings" => {
+            let all: Vec<_> = settings::all().into_iter().map(|(name, _)| name).collect();
+            log::info(&format!("{all:?} {:?}", settings::get("blue")));
+            Ok(())
+        }
         "log flood" => {
             (0..900).for_each(|_| log::info(&"x".repeat(1 << 10)));
             Ok(())
