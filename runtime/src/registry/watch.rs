@@ -227,7 +227,8 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
         plugins.iter().filter(|(_, plugin)| plugin.live().is_some()).for_each(|(_, plugin)| plugin.refuse(None));
         return Ok(());
     }
-    let wasm = file::read(&registry.folder, path)?;
+    let bytes_max = plugins.iter().map(|(_, plugin)| plugin.terms.component.bytes_max).max();
+    let wasm = file::read(&registry.folder, path, bytes_max.unwrap_or_default())?;
     let digest = Hash::of_bytes(&wasm);
     let (same, new): (Vec<_>, Vec<_>) =
         plugins.into_iter().partition(|(_, plugin)| plugin.live().is_some_and(|live| live.digest == digest));
@@ -238,10 +239,11 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
     if new.is_empty() {
         return Ok(());
     }
+    let mut refused = Vec::new();
     let mut compiler = registry.compiler();
-    let compiled = compiler.compile(&wasm)?;
+    let count = new.len();
     for (tenant, plugin) in new {
-        match compiler.sandbox.admit_compiled(name, &compiled, &plugin.grant) {
+        match compiler.admit(name, &wasm, &plugin.terms) {
             Ok(version) => {
                 plugin.go_live(version);
                 plugin.refuse(None);
@@ -249,12 +251,17 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
                 let ms = u64::try_from(watched.dropped.elapsed().as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(tenant, plugin = name, %digest, path = %path.display(), ms, "plugin live");
             }
-            Err(why) => {
-                plugin.refuse(Some(format!("{}: {why}", path.display())));
-                metrics.swap(name, SwapOutcome::Refused);
-                tracing::error!(tenant, plugin = name, %digest, path = %path.display(), reason = %why, "{REFUSED}");
-            }
+            Err(why) => refused.push((tenant, plugin, why)),
         }
+    }
+    if refused.len() == count && refused.iter().all(|(.., why)| why.is_about_its_bytes()) {
+        // Perhaps they are not all there yet.
+        return refused.pop().map_or(Ok(()), |(.., why)| Err(why.into()));
+    }
+    for (tenant, plugin, why) in refused {
+        plugin.refuse(Some(format!("{}: {why}", path.display())));
+        metrics.swap(name, SwapOutcome::Refused);
+        tracing::error!(tenant, plugin = name, %digest, path = %path.display(), reason = %why, "{REFUSED}");
     }
     Ok(())
 }
