@@ -7,6 +7,7 @@ mod cache;
 mod child;
 mod compiler;
 mod file;
+mod news;
 mod plugins;
 mod watch;
 
@@ -14,13 +15,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use tokio::sync::Notify;
-
 use crate::sandbox::Version;
 use crate::tenant::Tenant;
 pub use child::EXIT_REFUSED;
 pub use compiler::{Compiler, Terms};
 pub use file::Unusable;
+use news::News;
 pub use plugins::Admitted;
 use plugins::Plugins;
 pub use watch::Watch;
@@ -31,7 +31,7 @@ pub struct Registry {
     compiler: Mutex<Compiler>,
     plugins: RwLock<Arc<Plugins>>,
     /// Something has happened to the plugins or their files.
-    news: Arc<Notify>,
+    news: News,
 }
 
 /// Why a plugin is not live.
@@ -55,7 +55,7 @@ impl Registry {
     /// A [`RegistryError`] for each that is not live.
     pub async fn load(compiler: Compiler, folder: &Path, tenants: &[Tenant]) -> Result<Arc<Self>, Vec<RegistryError>> {
         let compiler = Mutex::new(compiler);
-        let (plugins, news) = (RwLock::default(), Arc::default());
+        let (plugins, news) = (RwLock::default(), News::default());
         let registry = Arc::new(Self { folder: folder.to_owned(), compiler, plugins, news });
         registry.go_live(registry.admit(tenants).await?);
         Ok(registry)

@@ -58,7 +58,7 @@ impl Registry {
             plugin.say(key, before.get(key).map(Arc::as_ref));
         }
         *self.plugins.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(admitted.0);
-        self.news.notify_one();
+        self.news.heard();
     }
 
     pub(super) fn plugins(&self) -> Arc<Plugins> {
