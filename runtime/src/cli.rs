@@ -9,6 +9,7 @@ macro_rules! say {
 }
 
 mod check;
+mod compile;
 mod demo;
 mod migrate;
 mod plugin;
@@ -57,6 +58,8 @@ enum Command {
     /// Write a plugin, try it on an event, test it: needs no configuration and sends nothing
     #[command(subcommand)]
     Plugin(plugin::Command),
+    #[command(hide = true)]
+    CompilePlugin(compile::Arguments),
 }
 
 /// Where the configuration is.
@@ -82,6 +85,10 @@ struct PluginErrors(Vec<RegistryError>);
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::CompilePlugin(arguments) = arguments.command {
+        // Before anything else has begun: it confines this process.
+        return compile::run(&arguments);
+    }
     let environment = Environment::current();
     match execute(arguments.command, &environment) {
         Ok(()) => ExitCode::SUCCESS,
@@ -115,6 +122,8 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Migrate => migrate::run(environment),
+        // Never comes here.
+        Command::CompilePlugin(_) => Ok(()),
         Command::Plugin(command) => {
             start_log(log_level(level).unwrap_or(LevelFilter::ERROR));
             runtime.block_on(plugin::run(command))

@@ -32,6 +32,8 @@ pub struct Config {
     pub taskcluster_root: Url,
     /// Where the `.wasm` files are.
     pub plugins: PathBuf,
+    /// Where compiled plugins are kept.
+    pub cache: PathBuf,
     /// The database.
     pub store: String,
     /// Whether effects are performed.
@@ -308,6 +310,12 @@ pub fn default_plugins() -> PathBuf {
         Some(beside) if !here.is_dir() && beside.is_dir() => beside,
         _ => here,
     }
+}
+
+/// Where compiled plugins are kept unless said otherwise: beside the database.
+fn default_cache(store: &str) -> PathBuf {
+    let path = store.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
+    PathBuf::from(format!("{}.cache", path.unwrap_or("pulse-notifier.db")))
 }
 
 /// The Taskcluster whose pages are linked to unless said otherwise.

@@ -3,7 +3,11 @@
 //! Who runs can change at any moment, and so can what: one pointer to all plugins, one in each to its version. Calls in
 //! flight keep the version they began with.
 
+mod cache;
+mod child;
+mod compiler;
 mod file;
+mod news;
 mod plugins;
 mod watch;
 
@@ -11,13 +15,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use tokio::sync::Notify;
-
-use crate::effect::Hash;
-use crate::grant::Grant;
-use crate::sandbox::{AdmissionError, Compiled, Sandbox, Version};
+use crate::sandbox::Version;
 use crate::tenant::Tenant;
+pub use child::EXIT_REFUSED;
+pub use compiler::{Compiler, Terms};
 pub use file::Unusable;
+use news::News;
 pub use plugins::Admitted;
 use plugins::Plugins;
 pub use watch::Watch;
@@ -28,7 +31,7 @@ pub struct Registry {
     compiler: Mutex<Compiler>,
     plugins: RwLock<Arc<Plugins>>,
     /// Something has happened to the plugins or their files.
-    news: Arc<Notify>,
+    news: News,
 }
 
 /// Why a plugin is not live.
@@ -50,13 +53,9 @@ impl Registry {
     ///
     /// # Errors
     /// A [`RegistryError`] for each that is not live.
-    pub async fn load(
-        sandbox: &Arc<Sandbox>,
-        folder: &Path,
-        tenants: &[Tenant],
-    ) -> Result<Arc<Self>, Vec<RegistryError>> {
-        let compiler = Mutex::new(Compiler::new(sandbox));
-        let (plugins, news) = (RwLock::default(), Arc::default());
+    pub async fn load(compiler: Compiler, folder: &Path, tenants: &[Tenant]) -> Result<Arc<Self>, Vec<RegistryError>> {
+        let compiler = Mutex::new(compiler);
+        let (plugins, news) = (RwLock::default(), News::default());
         let registry = Arc::new(Self { folder: folder.to_owned(), compiler, plugins, news });
         registry.go_live(registry.admit(tenants).await?);
         Ok(registry)
@@ -92,40 +91,8 @@ impl Registry {
     }
 }
 
-/// Compiles files; bytes that it has compiled not long ago, it does not compile again.
-struct Compiler {
-    sandbox: Arc<Sandbox>,
-    /// The latest first.
-    recent: Vec<Compiled>,
-}
-
-impl Compiler {
-    fn new(sandbox: &Arc<Sandbox>) -> Self {
-        Self { sandbox: Arc::clone(sandbox), recent: Vec::new() }
-    }
-
-    fn version(&mut self, folder: &Path, path: &Path, name: &str, grant: &Grant) -> Result<Version, Unusable> {
-        let compiled = self.compile(&file::read(folder, path)?)?;
-        Ok(self.sandbox.admit_compiled(name, &compiled, grant)?)
-    }
-
-    fn compile(&mut self, wasm: &[u8]) -> Result<Compiled, AdmissionError> {
-        let digest = Hash::of_bytes(wasm);
-        let compiled = match self.recent.iter().position(|compiled| compiled.digest == digest) {
-            Some(place) => self.recent.remove(place),
-            None => self.sandbox.compile(wasm)?,
-        };
-        self.recent.insert(0, compiled.clone());
-        self.recent.truncate(RECENT_MAX);
-        Ok(compiled)
-    }
-}
-
 /// Where a tenant's plugin may be: its own file, which wins, and the one that all tenants share.
 fn paths(folder: &Path, tenant: &str, plugin: &str) -> [PathBuf; 2] {
     let file = format!("{plugin}.wasm");
     [folder.join(tenant).join(&file), folder.join(file)]
 }
-
-/// Enough for all tenants to share what they share while they are loaded, and to go back a few versions.
-const RECENT_MAX: usize = 16;

@@ -5,6 +5,8 @@
 
 mod admission;
 mod budget;
+mod census;
+mod compiler;
 mod engine;
 mod guest;
 mod imports;
@@ -19,8 +21,10 @@ use tokio::runtime::Runtime;
 use wasmtime::component::Linker;
 use wasmtime::{Engine, Store};
 
-pub use admission::{AdmissionError, COMPONENT_BYTES_MAX, Compiled, Version};
+pub use admission::{AdmissionError, Compiled, Version};
 pub use budget::{Fault, Limits};
+pub use census::{Census, ComponentLimits};
+pub use compiler::precompile;
 pub use guest::types;
 
 use crate::effect::{Origin, Plan};
@@ -121,28 +125,33 @@ impl Sandbox {
         Ok(Arc::new(Self { engine, linker, threads: Some(threads), calls, processors, _ticker: ticker }))
     }
 
-    /// Checks and compiles a component. Blocks for as long as compiling takes.
+    /// Checks and compiles a component in this process, for as long as that takes. Nothing but its size bounds what that
+    /// costs: for plugins of one's own. The service has another process do it (`registry`).
     ///
     /// # Errors
     /// [`AdmissionError`], in words the operator can act on.
-    pub fn admit(&self, name: &str, wasm: &[u8], grant: &Grant) -> Result<Version, AdmissionError> {
-        self.admit_compiled(name, &self.compile(wasm)?, grant)
+    pub fn admit(
+        &self,
+        name: &str,
+        wasm: &[u8],
+        grant: &Grant,
+        limits: &ComponentLimits,
+    ) -> Result<Version, AdmissionError> {
+        self.admit_compiled(name, &compiler::compile(&self.engine, wasm, limits)?, grant, limits)
     }
 
-    /// Compiles a component, for whoever may be admitted to it. Blocks for as long as that takes.
+    /// Checks a compiled component against a grant and limits.
     ///
     /// # Errors
-    /// [`AdmissionError`], when it is nothing that anybody could run.
-    pub fn compile(&self, wasm: &[u8]) -> Result<Compiled, AdmissionError> {
-        admission::compile(&self.engine, wasm)
-    }
-
-    /// Checks a compiled component against a grant.
-    ///
-    /// # Errors
-    /// [`AdmissionError`], when the grant does not cover it or it is no plugin.
-    pub fn admit_compiled(&self, name: &str, compiled: &Compiled, grant: &Grant) -> Result<Version, AdmissionError> {
-        admission::admit(&self.linker, name, compiled, grant)
+    /// [`AdmissionError`], when the grant or the limits do not cover it or it is no plugin.
+    pub fn admit_compiled(
+        &self,
+        name: &str,
+        compiled: &Compiled,
+        grant: &Grant,
+        limits: &ComponentLimits,
+    ) -> Result<Version, AdmissionError> {
+        admission::admit(&self.linker, name, compiled, grant, limits)
     }
 
     /// Runs `notify` once, in an instance of its own, when it is the tenant's turn.

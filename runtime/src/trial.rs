@@ -20,7 +20,7 @@ use crate::effect::{Effect, Plan};
 use crate::grant::Grant;
 use crate::intake::event::TaskId;
 use crate::intake::task::Definition;
-use crate::sandbox::{AdmissionError, Ending, Report, Sandbox, Version};
+use crate::sandbox::{AdmissionError, ComponentLimits, Ending, Report, Sandbox, Version};
 
 /// A plugin on trial, whatever it imports. Its name is its file's, without `.wasm`.
 pub struct Trial {
@@ -136,7 +136,7 @@ impl Trial {
             Err(why) => return Err(TrialError::File { path, expected: "a plugin's .wasm file", why }),
         };
         let name = wasm.file_stem().unwrap_or_default().to_string_lossy();
-        match sandbox.admit(&name, &bytes, &Grant::towards(&[])) {
+        match sandbox.admit(&name, &bytes, &Grant::towards(&[]), &ComponentLimits::MOST) {
             Ok(version) => Ok(Self { sandbox: Arc::clone(sandbox), version }),
             Err(why) => Err(TrialError::Admission { path, why }),
         }

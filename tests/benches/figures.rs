@@ -16,7 +16,7 @@ use pulse_notifier::effect::{Hash, Origin};
 use pulse_notifier::grant::{About, EmailGrant, Grant, Pattern};
 use pulse_notifier::intake::event::TaskId;
 use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
-use pulse_notifier::sandbox::{Invocation, Limits, Sandbox, types};
+use pulse_notifier::sandbox::{ComponentLimits, Invocation, Limits, Sandbox, types};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -57,7 +57,7 @@ async fn sandbox() -> Result<()> {
         email: Some(EmailGrant { account: "smtp".into(), recipients: vec![Pattern::new("*")] }),
         ..Grant::default()
     };
-    let version = sandbox.admit("smtp", &std::fs::read(guest("smtp")?)?, &grant)?;
+    let version = sandbox.admit("smtp", &std::fs::read(guest("smtp")?)?, &grant, &ComponentLimits::default())?;
     drop(sandbox.time_fresh(&version, 1_000, invocation).await);
     let reused = sandbox.time_reused(&version, CALLS, invocation).await;
     let fresh = sandbox.time_fresh(&version, CALLS, invocation).await;

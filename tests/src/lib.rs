@@ -2,6 +2,7 @@
 //! Everything listens on loopback, lives in a private directory and ends with the test process, however that ends.
 //! Nothing here depends on the code under test.
 
+pub mod bombs;
 mod broker;
 mod certificate;
 mod corpus;
@@ -14,6 +15,7 @@ mod moto;
 mod proxy;
 mod service;
 mod smtp;
+pub mod stamped;
 mod taskcluster;
 pub mod tenants;
 mod vhost;
@@ -30,7 +32,7 @@ pub use influx::InfluxServer;
 pub use irc::{IrcServer, Reader, Said};
 pub use moto::{Moto, SesMail, SnsMessage};
 pub use proxy::{Fault, Request};
-pub use service::Service;
+pub use service::{Service, binary};
 pub use smtp::{Behaviour, Mail, Mode, Phase, SmtpServer};
 pub use taskcluster::{Answer, Artifact, Content, PIECE_BYTES, Taskcluster};
 pub use vhost::{Account, Depth, Publisher, Queue, Unreadable, Vhost};

@@ -120,7 +120,8 @@ impl Drop for Service {
     }
 }
 
-fn binary() -> Result<PathBuf> {
+/// The built binary.
+pub fn binary() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let profile = test.ancestors().nth(2).context("a test binary lives in target/<profile>/deps")?;
     let binary = profile.join("pulse-notifier");

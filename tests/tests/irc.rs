@@ -13,7 +13,7 @@ use pulse_notifier::effect::{Effect, Hash, Origin};
 use pulse_notifier::grant::{About, Grant, IrcGrant, Pattern};
 use pulse_notifier::intake::event::TaskId;
 use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
-use pulse_notifier::sandbox::{Ending, Invocation, Limits, Report, Sandbox, types};
+use pulse_notifier::sandbox::{ComponentLimits, Ending, Invocation, Limits, Report, Sandbox, types};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -387,7 +387,9 @@ async fn asked(status: &str, notification: types::Notification, logs: &[&str]) -
     let sandbox = Sandbox::start().unwrap();
     let grant =
         Grant { irc: Some(IrcGrant { account: "irc".into(), channels: vec![Pattern::new("*")] }), ..Grant::default() };
-    let version = sandbox.admit("irc", &std::fs::read(guest("irc").unwrap()).unwrap(), &grant).unwrap();
+    let version = sandbox
+        .admit("irc", &std::fs::read(guest("irc").unwrap()).unwrap(), &grant, &ComponentLimits::default())
+        .unwrap();
     let task_id = TaskId::new(TASK).unwrap();
     let tasks = Tasks::Memory(MemoryTasks::new("https://tc.example.com".parse().unwrap()));
     let log = |url: &&str| types::CollectedLog {

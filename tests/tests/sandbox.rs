@@ -11,7 +11,9 @@ use pulse_notifier::effect::{Hash, Origin};
 use pulse_notifier::grant::{About, AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant};
 use pulse_notifier::intake::event::TaskId;
 use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
-use pulse_notifier::sandbox::{AdmissionError, Ending, Fault, Invocation, Limits, Report, Sandbox, Version, types};
+use pulse_notifier::sandbox::{
+    AdmissionError, ComponentLimits, Ending, Fault, Invocation, Limits, Report, Sandbox, Version, types,
+};
 
 fn grant() -> Grant {
     Grant {
@@ -24,7 +26,7 @@ fn grant() -> Grant {
 }
 
 fn admit(sandbox: &Sandbox, wasm: &[u8]) -> Result<Version, AdmissionError> {
-    sandbox.admit("hostile", wasm, &grant())
+    sandbox.admit("hostile", wasm, &grant(), &ComponentLimits::default())
 }
 
 fn hostile() -> (Arc<Sandbox>, Version) {
@@ -239,6 +241,7 @@ async fn what_is_no_plugin_is_not_admitted_and_the_reason_is_said() {
         let error = admit(&sandbox, &bytes).err().unwrap().to_string();
         assert!(error.starts_with(expected), "{what}: {error}");
     }
-    let error = sandbox.admit("hostile", &wasm, &Grant::default()).err().unwrap().to_string();
+    let error =
+        sandbox.admit("hostile", &wasm, &Grant::default(), &ComponentLimits::default()).err().unwrap().to_string();
     assert_eq!(error, "its grant does not cover what it imports: email, s3, irc, amqp");
 }

@@ -4,109 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::world::{count, definition, failure, store};
-use end_to_end::{Broker, Service, World, guest, request, wait};
-use serde_json::{Value, json};
+use end_to_end::stamped::{GONE, LIVE, REFUSED, Running, SOON, address, file, lines, put, said, stamp, version, world};
+use end_to_end::world::{count, failure, store};
+use end_to_end::{guest, wait};
 
-const SOON: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(240);
-
-/// A world whose plugin `stamped` is in its version 0.
-async fn world() -> Result<World> {
-    let world = World::new(Broker::shared().await?, &["stamped"]).await?;
-    world.taskcluster.define_all(|task_id| definition(&json!({"plugins": ["stamped"], "emails": [address(task_id)]})));
-    Ok(world)
-}
-
-fn address(task_id: &str) -> String {
-    format!("{}@example.com", task_id.to_lowercase())
-}
-
-fn stamp(version: u32) -> String {
-    format!("stamp-{version:06}")
-}
-
-/// A version of the plugin `stamped`: its component with another stamp.
-fn version(number: u32) -> Result<Vec<u8>> {
-    let mut wasm = fs::read(guest("stamped")?)?;
-    let (old, new) = (stamp(0), stamp(number));
-    let place = wasm.windows(old.len()).position(|bytes| bytes == old.as_bytes()).context("it has a stamp")?;
-    wasm.splice(place..place + new.len(), new.into_bytes());
-    Ok(wasm)
-}
-
-/// Puts a file in its place all at once.
-fn put(path: &Path, bytes: &[u8]) -> Result<()> {
-    let unfinished = path.with_extension("new");
-    fs::write(&unfinished, bytes)?;
-    Ok(fs::rename(unfinished, path)?)
-}
-
-/// Where the plugin's file is.
-fn file(world: &World) -> PathBuf {
-    world.plugin_folder().join("stamped.wasm")
-}
-
-/// The lines of the log with this message.
-fn lines(service: &Service, message: &str) -> Vec<Value> {
-    let lines = service.output().lines().map(serde_json::from_str::<Value>).collect::<Vec<_>>();
-    lines.into_iter().flatten().filter(|line| line["message"] == message).collect()
-}
-
-const LIVE: &str = "plugin live";
-const REFUSED: &str = "a plugin's file is not usable: its running version stays";
-const GONE: &str = "a plugin's file is gone: its running version stays";
-
-/// Waits until there are so many lines with this message, and returns the last.
-async fn said(service: &Service, message: &str, times: usize) -> Result<Value> {
-    wait::until_some(&format!("{message:?} is said {times} times"), SOON, async || {
-        let mut lines = lines(service, message);
-        ensure!(lines.len() <= times, "{message:?} is said too often: {lines:?}");
-        Ok((lines.len() == times).then(|| lines.pop()).flatten())
-    })
-    .await
-}
-
-/// A service in which the plugin is live, and its events.
-struct Running<'a> {
-    world: &'a World,
-    service: Service,
-    published: AtomicU32,
-}
-
-impl<'a> Running<'a> {
-    async fn new(world: &'a World) -> Result<Self> {
-        Ok(Self { world, service: world.running(&["stamped"]).await?, published: AtomicU32::default() })
-    }
-
-    /// What the mail about an event that is published now says of the version that made it.
-    async fn version_of_a_mail(&self) -> Result<String> {
-        let number = self.published.fetch_add(1, Ordering::Relaxed);
-        let (task_id, message) = failure(number);
-        self.world.publish(&message).await?;
-        let mail = wait::until_some("the mail has come", SOON, async || {
-            Ok(self.world.smtp.mails()?.into_iter().find(|mail| mail.to == [address(&task_id)]))
-        });
-        mail.await?.header("Subject").context("it has a subject")
-    }
-
-    async fn refused(&self) -> Result<BTreeMap<String, String>> {
-        let address =
-            |line: &str| serde_json::from_str::<Value>(line).ok()?.get("address")?.as_str().map(str::to_owned);
-        let address = self.service.output().lines().find_map(address).context("it says where it serves health")?;
-        let port = address.rsplit(':').next().context("a port")?.parse()?;
-        let answer = request(port, "GET", "/readyz", &[], "").await?;
-        assert_eq!(answer.status, 200, "a file that cannot run does not make it unready");
-        let said: Value = serde_json::from_str(&answer.body)?;
-        Ok(serde_json::from_value(said.get("refused").cloned().unwrap_or_default())?)
-    }
-}
 
 #[tokio::test]
 async fn swapped_two_hundred_times_under_load_no_event_is_lost_or_doubled_and_each_mail_is_of_one_version() -> Result<()>

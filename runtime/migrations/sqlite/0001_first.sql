@@ -107,3 +107,46 @@ CREATE TABLE binding (
     routing_key TEXT NOT NULL,
     PRIMARY KEY (queue, exchange, routing_key)
 ) STRICT, WITHOUT ROWID;
+
+-- Versions of plugins, by the SHA-256 of their bytes.
+CREATE TABLE version (
+    digest        BLOB    NOT NULL PRIMARY KEY,
+    wasm          BLOB    NOT NULL,
+    bytes         INTEGER NOT NULL,
+    first_seen_ms INTEGER NOT NULL
+) STRICT;
+
+-- Which version of a tenant's plugin was live from when on; the last one is.
+CREATE TABLE deployment (
+    seq      INTEGER PRIMARY KEY,
+    tenant   TEXT    NOT NULL,
+    plugin   TEXT    NOT NULL,
+    digest   BLOB    NOT NULL REFERENCES version (digest),
+    since_ms INTEGER NOT NULL,
+    source   TEXT    NOT NULL CHECK (source IN ('file', 'cli', 'api', 'rollback')),
+    is_own   INTEGER NOT NULL,                  -- whether it is the tenant's own rather than the one that all share
+    file     BLOB,                              -- what its file held last: only another content of it is news
+    restores INTEGER                            -- the deployment that a rollback went back to
+) STRICT;
+CREATE INDEX deployment_plugin ON deployment (tenant, plugin, seq);
+CREATE INDEX deployment_digest ON deployment (digest);
+
+-- Versions that are not run, until another one is live or a person ends it.
+CREATE TABLE quarantine (
+    tenant   TEXT    NOT NULL,
+    plugin   TEXT    NOT NULL,
+    digest   BLOB    NOT NULL,
+    reason   BLOB    NOT NULL,
+    since_ms INTEGER NOT NULL,
+    probe_ms INTEGER,                           -- when one call is let through; never, when a person ordered it
+    probes   INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (tenant, plugin)
+) STRICT, WITHOUT ROWID;
+
+-- Who may ask the admin API; the token itself is nowhere.
+CREATE TABLE token (
+    id         TEXT    NOT NULL PRIMARY KEY,
+    sha256     BLOB    NOT NULL,
+    tenant     TEXT,                            -- the operator, when there is none
+    created_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -5,14 +5,19 @@ use std::path::Path;
 use super::PluginErrors;
 use crate::config::{Account, AwsAccount, Config, DeliveryMode, Environment, SmtpSecurity};
 use crate::grant::Pattern;
-use crate::registry::Registry;
+use crate::registry::{Compiler, Registry};
 use crate::sandbox::{Sandbox, Version};
 use crate::tenant::{QueueKind, Tenant};
 
 pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
     let config = Config::load(file, environment)?;
     let sandbox = Sandbox::start()?;
-    let registry = Registry::load(&sandbox, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
+    let mut compiler = Compiler::new(&sandbox);
+    if config.cache.is_dir() {
+        // Of use when there is one; looking makes none.
+        compiler = compiler.with_cache(&config.cache);
+    }
+    let registry = Registry::load(compiler, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
     explain_service(&config);
     for tenant in &config.tenants {
         explain_tenant(tenant);

@@ -20,7 +20,7 @@ use crate::grant::{EmailGrant, Grant, IrcGrant, Pattern};
 use crate::intake::source::{Received, Settler, ndjson};
 use crate::intake::task::{MemoryTasks, Tasks};
 use crate::metrics::Metrics;
-use crate::registry::Registry;
+use crate::registry::{Compiler, Registry};
 use crate::sandbox::{Limits, Sandbox};
 use crate::service::{Parts, Service, Wanted};
 use crate::store::Store;
@@ -74,7 +74,7 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
     let plugins = environment.text("PN_PLUGINS").map_or_else(default_plugins, PathBuf::from);
     let tenants = vec![tenant()];
     let sandbox = Sandbox::start()?;
-    let registry = Registry::load(&sandbox, &plugins, &tenants).await;
+    let registry = Registry::load(Compiler::new(&sandbox), &plugins, &tenants).await;
     let registry = registry.map_err(PluginErrors).context("the demo needs the built plugins (`make guests`)")?;
     let captured = |capability| (destination(capability, ACCOUNT), None);
     let accounts = BTreeMap::from([captured("email"), captured("irc")]);

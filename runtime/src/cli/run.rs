@@ -13,7 +13,7 @@ use super::PluginErrors;
 use crate::config::{Config, Environment};
 use crate::intake::task::{HttpTasks, Tasks};
 use crate::metrics::Metrics;
-use crate::registry::Registry;
+use crate::registry::{Compiler, Registry};
 use crate::sandbox::Sandbox;
 use crate::service::{Parts, Service, Wanted};
 use crate::taskcluster::Taskcluster;
@@ -34,7 +34,8 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
         None => None,
     };
     let sandbox = Sandbox::start()?;
-    let registry = Registry::load(&sandbox, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
+    let compiler = Compiler::new(&sandbox).with_cache(&config.cache);
+    let registry = Registry::load(compiler, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
     let timings = TaskTracker::new();
     let timing = match config.influx.clone() {
         Some(account) => Timing::start(account, &timings).context("start the InfluxDB client")?,

@@ -1,6 +1,7 @@
 //! The configuration file, and the tenants' beside it: TOML → configuration. `example.toml` has every key.
 
 mod account;
+mod limits;
 mod tenant;
 
 use std::collections::BTreeMap;
@@ -16,8 +17,10 @@ use super::findings::Findings;
 use super::legacy::{OURS, default_root};
 use super::value::{AMQP_NAME, HOST, INFLUX_URL, NAME, STORE, influx_url, root_problem};
 use super::{
-    Broker, Config, ConfigError, DeliveryMode, Environment, InfluxAccount, Secret, default_plugins, surroundings,
+    Broker, Config, ConfigError, DeliveryMode, Environment, InfluxAccount, Secret, default_cache, default_plugins,
+    surroundings,
 };
+use crate::sandbox::Limits;
 use crate::tenant::Tenant;
 use tenant::tenant;
 
@@ -57,13 +60,14 @@ fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str) -> Option<
     let document = Document::parse(findings, file, text)?;
     let root = document.root("");
     let broker = broker(&root.section("broker"));
+    let ceiling = limits::ceiling(&root.section("limits"));
     let (mut accounts, mut tenants) = (BTreeMap::new(), Vec::new());
     if root.is_text("tenants") {
         let folder = root.text("tenants", "a directory").unwrap_or_default();
         match files(Path::new(&folder)) {
             Ok(files) => {
                 for path in &files {
-                    tenants.extend(tenant_file(findings, path, &broker, &mut accounts));
+                    tenants.extend(tenant_file(findings, path, &broker, ceiling, &mut accounts));
                 }
                 if files.is_empty() {
                     root.expected("tenants", "a directory with at least one file NAME.toml");
@@ -73,7 +77,7 @@ fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str) -> Option<
         }
     } else if root.has("tenants") {
         for (name, section) in root.section("tenants").entries() {
-            tenants.extend(tenant(&section, &name, &broker, &mut accounts));
+            tenants.extend(tenant(&section, &name, &broker, ceiling, &mut accounts));
         }
     } else {
         root.expected("tenants", "a directory of tenants, or tables [tenants.NAME]");
@@ -90,10 +94,12 @@ fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str) -> Option<
     if delivery == DeliveryMode::Capture {
         root.note("delivery", "effects are kept and shown, nothing is sent");
     }
+    let plugins = root.section("plugins");
     let days: u64 = root.whole("keep_days", "a number of days", 1..=10_000).unwrap_or(30);
     Some(Config {
         taskcluster_root: taskcluster_root(&root.section("taskcluster")),
-        plugins: root.section("plugins").text("directory", "a directory").map_or_else(default_plugins, PathBuf::from),
+        plugins: plugins.text("directory", "a directory").map_or_else(default_plugins, PathBuf::from),
+        cache: plugins.text("cache", "a directory").map_or_else(|| default_cache(&url), PathBuf::from),
         store: url,
         delivery,
         accounts,
@@ -164,6 +170,7 @@ fn tenant_file<'a>(
     findings: &'a Findings<'a>,
     path: &Path,
     broker: &Broker,
+    ceiling: Limits,
     accounts: &mut BTreeMap<String, super::Account>,
 ) -> Option<Tenant> {
     let file = path.display().to_string();
@@ -173,7 +180,7 @@ fn tenant_file<'a>(
     };
     let text = read_bounded(path).map_err(|why| findings.problem(&file, 0, "", why)).ok()?;
     let document = Document::parse(findings, &file, &text)?;
-    tenant(&document.root("tenants.*"), name, broker, accounts)
+    tenant(&document.root("tenants.*"), name, broker, ceiling, accounts)
 }
 
 /// Two tenants on one queue would take each other's messages.

@@ -17,7 +17,7 @@ use super::value::{
 };
 use super::{
     Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, InfluxAccount, IrcAccount, S3Account, Secret,
-    Sender, SesAccount, SmtpAccount, SmtpSecurity, default_plugins, identities, read_file, surroundings,
+    Sender, SesAccount, SmtpAccount, SmtpSecurity, default_cache, default_plugins, identities, read_file, surroundings,
 };
 use crate::effect::destination;
 use crate::grant::{AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, SnsGrant};
@@ -53,10 +53,12 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         queue,
         logs,
     };
+    let store = reader.text("PN_STORE").unwrap_or(DEFAULT_STORE);
     let config = Config {
         taskcluster_root: reader.parsed("TASKCLUSTER_ROOT_URL", "a URL", default_root()),
         plugins: reader.text("PN_PLUGINS").map_or_else(default_plugins, PathBuf::from),
-        store: reader.text("PN_STORE").unwrap_or(DEFAULT_STORE).to_owned(),
+        cache: reader.text("PN_CACHE").map_or_else(|| default_cache(store), PathBuf::from),
+        store: store.to_owned(),
         delivery: reader.one_of(
             "PN_DELIVERY",
             &[("send", DeliveryMode::Send), ("capture", DeliveryMode::Capture)],

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::environment::{Reader, truth};
 use super::{Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, Environment, InfluxAccount};
-use super::{IrcAccount, S3Account, Sender, SesAccount, SmtpAccount, default_plugins, default_root};
+use super::{IrcAccount, S3Account, Sender, SesAccount, SmtpAccount, default_cache, default_plugins, default_root};
 use super::{SmtpSecurity, legacy};
 use crate::grant::Pattern;
 use crate::tenant::{LogCollection, PluginTerms, QueueKind, Tenant};
@@ -27,7 +27,7 @@ pub(super) fn migrate(environment: &Environment) -> Result<String, ConfigError> 
 }
 
 fn service(file: &mut Writer, environment: &Environment, config: &Config) {
-    let Config { broker, taskcluster_root, plugins, store, delivery, admin, influx, drain, keep, .. } = config;
+    let Config { broker, taskcluster_root, plugins, cache, store, delivery, admin, influx, drain, keep, .. } = config;
     file.line("");
     file.text("delivery", if *delivery == DeliveryMode::Capture { "capture" } else { "send" });
     file.set("drain_seconds", drain.as_secs().min(i64::MAX.unsigned_abs()));
@@ -47,9 +47,17 @@ fn service(file: &mut Writer, environment: &Environment, config: &Config) {
     }
     file.table(&["store"]);
     file.text("url", store);
-    if *plugins != default_plugins() {
+    let (directory, cache) = (
+        Some(plugins).filter(|plugins| **plugins != default_plugins()),
+        Some(cache).filter(|cache| **cache != default_cache(store)),
+    );
+    if directory.or(cache).is_some() {
         file.table(&["plugins"]);
-        file.text("directory", &plugins.display().to_string());
+    }
+    for (key, path) in [("directory", directory), ("cache", cache)] {
+        if let Some(path) = path {
+            file.text(key, &path.display().to_string());
+        }
     }
     file.table(&["admin"]);
     file.text("listen", &admin.map_or_else(|| "none".to_owned(), |address| address.to_string()));

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
-use crate::sandbox::{AdmissionError, COMPONENT_BYTES_MAX};
+use crate::sandbox::{AdmissionError, ComponentLimits};
 
 /// What tells one state of a file from the next without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl From<&Metadata> for Print {
 }
 
 /// The whole content of a file inside a folder, as it was at one moment.
-pub(super) fn read(folder: &Path, path: &Path) -> Result<Vec<u8>, Unusable> {
+pub(super) fn read(folder: &Path, path: &Path, bytes_max: usize) -> Result<Vec<u8>, Unusable> {
     let real = path.canonicalize()?;
     if !real.starts_with(folder.canonicalize()?) {
         return Err(Unusable::LeadsOut(real));
@@ -87,9 +87,7 @@ pub(super) fn read(folder: &Path, path: &Path) -> Result<Vec<u8>, Unusable> {
         return Err(Unusable::NoFile);
     }
     let size = usize::try_from(before.len()).unwrap_or(usize::MAX);
-    if size > COMPONENT_BYTES_MAX {
-        return Err(AdmissionError::TooLarge { found: size }.into());
-    }
+    ComponentLimits { bytes_max, ..ComponentLimits::MOST }.fit(size)?;
     let bytes = at_most(&file, size + 1)?;
     if bytes.len() != size || Print::from(&before) != Print::from(&file.metadata()?) {
         return Err(Unusable::Changing);

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{Compiler, Registry, RegistryError, paths};
-use crate::grant::Grant;
-use crate::sandbox::{AdmissionError, Version};
+use super::{Compiler, Registry, RegistryError, Terms, file, paths};
+use crate::sandbox::Version;
 use crate::tenant::Tenant;
 
 /// Plugins, by tenant and name.
@@ -15,7 +14,7 @@ pub(super) type Plugins = BTreeMap<(String, String), Arc<Plugin>>;
 
 /// One plugin of one tenant.
 pub(super) struct Plugin {
-    pub(super) grant: Arc<Grant>,
+    pub(super) terms: Terms,
     /// None when what ran is no longer covered by the grant.
     live: RwLock<Option<Arc<Version>>>,
     /// Why the version that its file holds, or the one that ran, is not the live one.
@@ -26,8 +25,8 @@ pub(super) struct Plugin {
 pub struct Admitted(Plugins);
 
 impl Registry {
-    /// Admits what tenants run, as far as it is new or its grant is another one; nothing changes yet. What runs already
-    /// and is not covered by its new grant is admitted as refused. Compiling is done off the calling task.
+    /// Admits what tenants run, as far as it is new or its terms are others; nothing changes yet. What runs already
+    /// and is not covered by its new terms is admitted as refused. Compiling is done off the calling task.
     ///
     /// # Errors
     /// A [`RegistryError`] for each plugin that has nothing to run.
@@ -35,14 +34,14 @@ impl Registry {
         let registry = Arc::clone(self);
         let terms = |tenant: &Tenant| {
             let key = |name: &String| (tenant.name.clone(), name.clone());
-            tenant.plugins.iter().map(|(name, terms)| (key(name), Arc::clone(&terms.grant))).collect::<Vec<_>>()
+            tenant.plugins.iter().map(|(name, terms)| (key(name), Terms::of(terms))).collect::<Vec<_>>()
         };
         let wanted: Vec<_> = tenants.iter().flat_map(terms).collect();
         let admitted = tokio::task::spawn_blocking(move || {
             let (before, mut compiler) = (registry.plugins(), registry.compiler());
             let (mut plugins, mut errors) = (Plugins::new(), Vec::new());
-            for (key, grant) in wanted {
-                match admit(&mut compiler, &registry.folder, before.get(&key), &key, grant) {
+            for (key, terms) in wanted {
+                match admit(&mut compiler, &registry.folder, before.get(&key), &key, terms) {
                     Ok(plugin) => _ = plugins.insert(key, plugin),
                     Err(error) => errors.push(error),
                 }
@@ -59,7 +58,7 @@ impl Registry {
             plugin.say(key, before.get(key).map(Arc::as_ref));
         }
         *self.plugins.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(admitted.0);
-        self.news.notify_one();
+        self.news.heard();
     }
 
     pub(super) fn plugins(&self) -> Arc<Plugins> {
@@ -73,39 +72,39 @@ fn admit(
     folder: &Path,
     before: Option<&Arc<Plugin>>,
     (tenant, name): &(String, String),
-    grant: Arc<Grant>,
+    terms: Terms,
 ) -> Result<Arc<Plugin>, RegistryError> {
     if let Some(before) = before {
-        if before.grant == grant {
+        if before.terms == terms {
             return Ok(Arc::clone(before));
         }
         if let Some(live) = before.live() {
-            return Ok(Arc::new(before.under(grant, live)));
+            return Ok(Arc::new(before.under(terms, live)));
         }
     }
     let [own, shared] = paths(folder, tenant, name);
     let path = if own.symlink_metadata().is_ok() { own } else { shared };
-    match compiler.version(folder, &path, name, &grant) {
-        Ok(version) => Ok(Arc::new(Plugin::new(grant, Some(Arc::new(version)), None))),
+    let read = file::read(folder, &path, terms.component.bytes_max);
+    match read.and_then(|wasm| Ok(compiler.admit(name, &wasm, &terms)?)) {
+        Ok(version) => Ok(Arc::new(Plugin::new(terms, Some(Arc::new(version)), None))),
         // It was refused, and still is.
         Err(why) if before.is_some() => {
-            Ok(Arc::new(Plugin::new(grant, None, Some(format!("{}: {why}", path.display())))))
+            Ok(Arc::new(Plugin::new(terms, None, Some(format!("{}: {why}", path.display())))))
         }
         Err(why) => Err(RegistryError { tenant: tenant.clone(), plugin: name.clone(), path, why }),
     }
 }
 
 impl Plugin {
-    const fn new(grant: Arc<Grant>, live: Option<Arc<Version>>, refused: Option<String>) -> Self {
-        Self { grant, live: RwLock::new(live), refused: RwLock::new(refused) }
+    const fn new(terms: Terms, live: Option<Arc<Version>>, refused: Option<String>) -> Self {
+        Self { terms, live: RwLock::new(live), refused: RwLock::new(refused) }
     }
 
-    /// The same under another grant: its live version runs on, unless that no longer covers it.
-    fn under(&self, grant: Arc<Grant>, live: Arc<Version>) -> Self {
-        let missing: Vec<_> = live.imports.iter().filter(|capability| !grant.covers(capability)).cloned().collect();
-        match missing.is_empty() {
-            true => Self::new(grant, Some(live), self.refused()),
-            false => Self::new(grant, None, Some(AdmissionError::NotGranted(missing).to_string())),
+    /// The same on other terms: its live version runs on, unless they no longer cover it.
+    fn under(&self, terms: Terms, live: Arc<Version>) -> Self {
+        match live.covered(&terms.grant, &terms.component) {
+            Ok(()) => Self::new(terms, Some(live), self.refused()),
+            Err(why) => Self::new(terms, None, Some(why.to_string())),
         }
     }
 

@@ -2,15 +2,15 @@
 //! not.
 //!
 //! That something has happened is learnt from the system, and by looking every now and then all the same; what has
-//! happened, only by looking. A file is read once it has been quiet, and is live once it is admitted: half of a component
-//! is neither.
+//! happened, only by looking. A file is read once whoever wrote it has closed it or put it in its place, or else once it
+//! has been quiet, and is live once it is admitted: half of a component is neither.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +62,8 @@ impl Watch {
 
     /// Watches until asked to stop. Files are read and compiled off the calling task, one after the other.
     pub async fn run(mut self, stop: CancellationToken) {
-        let news = Arc::clone(&self.registry.news);
+        let registry = Arc::clone(&self.registry);
+        let news = &registry.news;
         self.system = listen(&self.registry);
         loop {
             let look = tokio::task::spawn_blocking(move || {
@@ -77,14 +78,15 @@ impl Watch {
                 looked = look => looked.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())),
             };
             self = looked.0;
-            let heard = async {
-                news.notified().await;
+            let some = async {
+                news.some().await;
                 // Much may happen to one file: it is looked at once.
                 tokio::time::sleep(GATHER).await;
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = heard => {}
+                () = news.urgent() => {}
+                () = some => {}
                 () = tokio::time::sleep(looked.1) => {}
             }
         }
@@ -130,12 +132,13 @@ impl Watch {
     /// Looks at every file; how long until there is something to look at again.
     fn look(&mut self) -> Duration {
         let Self { registry, metrics, files, .. } = self;
+        let whole = registry.news.whole();
         let mut next = LOOK_EVERY;
         for (path, watched) in files {
             watched.see(Print::of(path));
             let quiet = watched.since.elapsed();
             let (stage, again) = match std::mem::replace(&mut watched.stage, Stage::Settled) {
-                Stage::Moving if quiet < QUIET => (Stage::Moving, Some(QUIET)),
+                Stage::Moving if quiet < QUIET && !whole.contains(path) => (Stage::Moving, Some(QUIET)),
                 Stage::Moving => match take(registry, metrics, path, watched) {
                     Ok(()) => (Stage::Settled, None),
                     Err(Unusable::Changing) => {
@@ -158,6 +161,11 @@ impl Watch {
         }
         next
     }
+}
+
+/// Whether nobody is writing to what this is about any more, unless he begins anew.
+fn is_whole(event: EventKind) -> bool {
+    matches!(event, EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Name(_)))
 }
 
 impl Watched {
@@ -204,7 +212,10 @@ fn listen(registry: &Arc<Registry>) -> Option<RecommendedWatcher> {
                 tracing::debug!(?path, "no tenant has a plugin of this name: ignored");
             }
         }
-        registry.news.notify_one();
+        match event {
+            Ok(event) if is_whole(event.kind) => registry.news.heard_whole(event.paths),
+            _ => registry.news.heard(),
+        }
     };
     let watcher = notify::recommended_watcher(heard);
     watcher.inspect_err(|error| tracing::warn!(%error, every = ?LOOK_EVERY, "plugins are only looked for")).ok()
@@ -227,7 +238,8 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
         plugins.iter().filter(|(_, plugin)| plugin.live().is_some()).for_each(|(_, plugin)| plugin.refuse(None));
         return Ok(());
     }
-    let wasm = file::read(&registry.folder, path)?;
+    let bytes_max = plugins.iter().map(|(_, plugin)| plugin.terms.component.bytes_max).max();
+    let wasm = file::read(&registry.folder, path, bytes_max.unwrap_or_default())?;
     let digest = Hash::of_bytes(&wasm);
     let (same, new): (Vec<_>, Vec<_>) =
         plugins.into_iter().partition(|(_, plugin)| plugin.live().is_some_and(|live| live.digest == digest));
@@ -238,10 +250,11 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
     if new.is_empty() {
         return Ok(());
     }
+    let mut refused = Vec::new();
     let mut compiler = registry.compiler();
-    let compiled = compiler.compile(&wasm)?;
+    let count = new.len();
     for (tenant, plugin) in new {
-        match compiler.sandbox.admit_compiled(name, &compiled, &plugin.grant) {
+        match compiler.admit(name, &wasm, &plugin.terms) {
             Ok(version) => {
                 plugin.go_live(version);
                 plugin.refuse(None);
@@ -249,12 +262,17 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
                 let ms = u64::try_from(watched.dropped.elapsed().as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(tenant, plugin = name, %digest, path = %path.display(), ms, "plugin live");
             }
-            Err(why) => {
-                plugin.refuse(Some(format!("{}: {why}", path.display())));
-                metrics.swap(name, SwapOutcome::Refused);
-                tracing::error!(tenant, plugin = name, %digest, path = %path.display(), reason = %why, "{REFUSED}");
-            }
+            Err(why) => refused.push((tenant, plugin, why)),
         }
+    }
+    if refused.len() == count && refused.iter().all(|(.., why)| why.is_about_its_bytes()) {
+        // Perhaps they are not all there yet.
+        return refused.pop().map_or(Ok(()), |(.., why)| Err(why.into()));
+    }
+    for (tenant, plugin, why) in refused {
+        plugin.refuse(Some(format!("{}: {why}", path.display())));
+        metrics.swap(name, SwapOutcome::Refused);
+        tracing::error!(tenant, plugin = name, %digest, path = %path.display(), reason = %why, "{REFUSED}");
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! Foreign bytes become a plugin that can be run: the right kind of file, imports that are known and granted, compiled.
+//! A compiled component becomes a plugin that can be run: imports that are known and granted, figures within its limits.
 
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
+use super::census::{Census, ComponentLimits};
 use super::guest::{Guest, PluginPre};
 use crate::effect::Hash;
 use crate::grant::Grant;
@@ -14,6 +15,8 @@ pub struct Compiled {
     pub digest: Hash,
     /// The capabilities it imports.
     pub imports: Vec<String>,
+    /// What it is made of.
+    pub census: Census,
     component: Component,
 }
 
@@ -26,18 +29,29 @@ pub struct Version {
     pub digest: Hash,
     /// The capabilities it imports.
     pub imports: Vec<String>,
+    /// What it is made of.
+    pub census: Census,
     pub(super) pre: PluginPre<Guest>,
 }
 
 /// Why a file is not let in.
 #[derive(Debug, thiserror::Error)]
 pub enum AdmissionError {
-    /// Too large.
-    #[error("{found} bytes, more than the {COMPONENT_BYTES_MAX} a component may have")]
-    TooLarge {
-        /// Its size.
-        found: usize,
+    /// Too large, or too many parts.
+    #[error("{found} {what}, more than the {most} it may have ({key} in its limits)")]
+    TooMuch {
+        /// How much it has.
+        found: u64,
+        /// How much it may have.
+        most: u64,
+        /// Of what.
+        what: &'static str,
+        /// The limit that says so.
+        key: &'static str,
     },
+    /// Components in components in components.
+    #[error("more than 32 components and modules inside one another")]
+    TooDeep,
     /// A core module.
     #[error("a core module: expected a component (build for wasm32-wasip2)")]
     CoreModule,
@@ -47,6 +61,20 @@ pub enum AdmissionError {
     /// It does not compile.
     #[error("it does not compile: {0}")]
     Compile(String),
+    /// Whoever was to compile it refuses, or could not.
+    #[error("{0}")]
+    Refused(String),
+    /// Compiling it took more than it may.
+    #[error("compiling it took more than {most}: it is refused ({key} in its limits)")]
+    Exhausting {
+        /// How much it may take.
+        most: String,
+        /// The limit that says so.
+        key: &'static str,
+    },
+    /// Nobody could try.
+    #[error("the host could not compile it: {0}")]
+    Host(String),
     /// It imports what no plugin may.
     #[error("it imports {0:?}, which no plugin may")]
     UnknownImport(String),
@@ -58,11 +86,33 @@ pub enum AdmissionError {
     World(String),
 }
 
-pub(super) fn compile(engine: &Engine, wasm: &[u8]) -> Result<Compiled, AdmissionError> {
-    check_kind(wasm)?;
-    let component = Component::from_binary(engine, wasm).map_err(|error| AdmissionError::Compile(whole(&error)))?;
+impl AdmissionError {
+    /// Whether nobody could run these bytes, whatever his grant.
+    #[must_use]
+    pub const fn is_about_its_bytes(&self) -> bool {
+        match self {
+            Self::TooMuch { .. }
+            | Self::TooDeep
+            | Self::CoreModule
+            | Self::NotWasm
+            | Self::Compile(_)
+            | Self::Refused(_)
+            | Self::Exhausting { .. }
+            | Self::Host(_) => true,
+            Self::UnknownImport(_) | Self::NotGranted(_) | Self::World(_) => false,
+        }
+    }
+}
+
+/// What is known of a compiled component before anybody is admitted to it.
+pub(super) fn compiled(
+    engine: &Engine,
+    digest: Hash,
+    census: Census,
+    component: Component,
+) -> Result<Compiled, AdmissionError> {
     let imports = imports(engine, &component)?;
-    Ok(Compiled { digest: Hash::of_bytes(wasm), imports, component })
+    Ok(Compiled { digest, imports, census, component })
 }
 
 pub(super) fn admit(
@@ -70,26 +120,29 @@ pub(super) fn admit(
     name: &str,
     compiled: &Compiled,
     grant: &Grant,
+    limits: &ComponentLimits,
 ) -> Result<Version, AdmissionError> {
-    let Compiled { digest, imports, component } = compiled;
-    let missing: Vec<_> = imports.iter().filter(|capability| !grant.covers(capability)).cloned().collect();
-    if !missing.is_empty() {
-        return Err(AdmissionError::NotGranted(missing));
-    }
+    let Compiled { digest, imports, census, component } = compiled;
+    covered(imports, census, grant, limits)?;
     let pre = linker.instantiate_pre(component).and_then(PluginPre::new);
     let pre = pre.map_err(|error| AdmissionError::World(whole(&error)))?;
-    Ok(Version { name: name.to_owned(), digest: *digest, imports: imports.clone(), pre })
+    Ok(Version { name: name.to_owned(), digest: *digest, imports: imports.clone(), census: *census, pre })
 }
 
-fn check_kind(wasm: &[u8]) -> Result<(), AdmissionError> {
-    if wasm.len() > COMPONENT_BYTES_MAX {
-        return Err(AdmissionError::TooLarge { found: wasm.len() });
+impl Version {
+    /// Whether a grant and limits cover it.
+    ///
+    /// # Errors
+    /// [`AdmissionError`], with what is missing.
+    pub fn covered(&self, grant: &Grant, limits: &ComponentLimits) -> Result<(), AdmissionError> {
+        covered(&self.imports, &self.census, grant, limits)
     }
-    match wasm.first_chunk() {
-        Some(b"\0asm\x0d\0\x01\0") => Ok(()),
-        Some(b"\0asm\x01\0\0\0") => Err(AdmissionError::CoreModule),
-        _ => Err(AdmissionError::NotWasm),
-    }
+}
+
+fn covered(imports: &[String], census: &Census, grant: &Grant, limits: &ComponentLimits) -> Result<(), AdmissionError> {
+    census.within(limits)?;
+    let missing: Vec<_> = imports.iter().filter(|capability| !grant.covers(capability)).cloned().collect();
+    if missing.is_empty() { Ok(()) } else { Err(AdmissionError::NotGranted(missing)) }
 }
 
 /// The capabilities a component imports, once everything it imports is known to be harmless or ours.
@@ -106,11 +159,9 @@ fn imports(engine: &Engine, component: &Component) -> Result<Vec<String>, Admiss
     Ok(capabilities)
 }
 
-fn whole(error: &wasmtime::Error) -> String {
+pub(super) fn whole(error: &wasmtime::Error) -> String {
     super::shortened(format!("{error:#}"))
 }
 
 /// What Rust's standard library imports even when it is not used; the host provides it empty.
 const HARMLESS: [&str; 5] = ["wasi:cli/", "wasi:io/", "wasi:clocks/", "wasi:filesystem/", "wasi:random/"];
-/// How large a component may be.
-pub const COMPONENT_BYTES_MAX: usize = 10 << 20;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
+use super::census::ComponentLimits;
 use crate::fair::{Place, Slot, Slots};
 
 /// What one call may use.
@@ -39,6 +40,27 @@ pub struct Limits {
     pub log_bytes_max: usize,
     /// Random bytes asked for at once.
     pub random_bytes_max: u64,
+    /// What it may be made of.
+    pub component: ComponentLimits,
+}
+
+impl Limits {
+    /// What nobody's plugin can be given more of.
+    pub const MOST: Self = Self {
+        cpu: Duration::from_secs(600),
+        wall_clock: Duration::from_secs(600),
+        memory_bytes_max: 256 << 20,
+        table_elements_max: 100_000,
+        effects_max: 10_000,
+        recipients_max: 100_000,
+        effect_bytes_max: 64 << 20,
+        effects_bytes_max: 64 << 20,
+        host_calls_max: 1_000_000,
+        host_call_bytes_max: 64 << 20,
+        log_bytes_max: 16 << 20,
+        random_bytes_max: 1 << 20,
+        component: ComponentLimits::MOST,
+    };
 }
 
 impl Default for Limits {
@@ -56,6 +78,7 @@ impl Default for Limits {
             host_call_bytes_max: 1 << 20,
             log_bytes_max: 64 << 10,
             random_bytes_max: 64 << 10,
+            component: ComponentLimits::default(),
         }
     }
 }

@@ -7,11 +7,22 @@ use std::time::Duration;
 
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::budget::Limits;
+
 /// Calls that run at the same time, below what the pool holds: an exhausted pool would be an error, not a wait.
 pub(super) const CALLS_MAX: usize = 64;
 
 /// An engine for foreign code.
 pub(super) fn engine() -> Result<Engine, wasmtime::Error> {
+    Engine::new(settings().allocation_strategy(InstanceAllocationStrategy::Pooling(pool())))
+}
+
+/// An engine that only compiles: what it makes, the other one runs.
+pub(super) fn compiling() -> Result<Engine, wasmtime::Error> {
+    Engine::new(&settings())
+}
+
+fn settings() -> Config {
     let mut config = Config::new();
     config
         .strategy(wasmtime::Strategy::Cranelift)
@@ -25,28 +36,27 @@ pub(super) fn engine() -> Result<Engine, wasmtime::Error> {
         .wasm_tail_call(false)
         .wasm_relaxed_simd(false)
         .epoch_interruption(true)
-        .max_wasm_stack(STACK_BYTES_MAX)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
-    Engine::new(&config)
+        .max_wasm_stack(STACK_BYTES_MAX);
+    config
 }
 
 fn pool() -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
     // More slots than calls: a slot is given back a moment after its call has ended.
-    let slots = CALLS_MAX as u32 * 2;
+    let (slots, most) = (CALLS_MAX as u32 * 2, Limits::MOST.component);
     pool.total_component_instances(slots)
         .total_stacks(slots)
         // What one component may have, all of them may have at once: none can take another's.
-        .total_core_instances(slots * CORE_INSTANCES_MAX)
-        .total_memories(slots * MEMORIES_MAX)
-        .total_tables(slots * TABLES_MAX)
-        .max_core_instances_per_component(CORE_INSTANCES_MAX)
-        .max_memories_per_component(MEMORIES_MAX)
-        .max_tables_per_component(TABLES_MAX)
-        .max_component_instance_size(4 << 20)
-        .max_core_instance_size(4 << 20)
-        .max_memory_size(MEMORY_BYTES_CEILING)
-        .table_elements(TABLE_ELEMENTS_MAX)
+        .total_core_instances(slots * most.core_instances_max)
+        .total_memories(slots * most.memories_max)
+        .total_tables(slots * most.tables_max)
+        .max_core_instances_per_component(most.core_instances_max)
+        .max_memories_per_component(most.memories_max)
+        .max_tables_per_component(most.tables_max)
+        .max_component_instance_size(INSTANCE_BYTES_MAX)
+        .max_core_instance_size(INSTANCE_BYTES_MAX)
+        .max_memory_size(Limits::MOST.memory_bytes_max)
+        .table_elements(Limits::MOST.table_elements_max)
         .linear_memory_keep_resident(1 << 20)
         .table_keep_resident(TABLE_BYTES_KEPT)
         .async_stack_keep_resident(64 << 10)
@@ -90,13 +100,9 @@ impl Drop for Ticker {
     }
 }
 
-const CORE_INSTANCES_MAX: u32 = 64;
-const MEMORIES_MAX: u32 = 4;
-const TABLES_MAX: u32 = 32;
+/// What the host keeps about one instance. An interpreter of a hundred modules needs that much.
+const INSTANCE_BYTES_MAX: usize = 10 << 20;
 /// A guest's table is wiped rather than given back: a page given back costs the next guest a fault.
 const TABLE_BYTES_KEPT: usize = 32 << 10;
 const TICK: Duration = Duration::from_millis(1);
 const STACK_BYTES_MAX: usize = 512 << 10;
-const TABLE_ELEMENTS_MAX: usize = 100_000;
-/// No plugin can be given more memory than this.
-const MEMORY_BYTES_CEILING: usize = 256 << 20;

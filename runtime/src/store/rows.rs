@@ -1,10 +1,13 @@
 //! What goes into the store and comes out of it. Plain data.
 
+mod registry;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::effect::{Effect, EffectId, EventKey, Hash, Plan};
 use crate::intake::event::Delivery;
+pub use registry::*;
 
 /// What intake decided about one event.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ mod effects;
 mod events;
 pub(super) mod figures;
 mod invocations;
+pub(super) mod registry;
 
 use std::path::Path;
 use std::time::Duration;
@@ -94,6 +95,7 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
         }
         Write::Renew { owner, effects } => effects::renew(connection, owner, effects, now_ms() + LEASE_MS).await?,
         Write::Unbound { queue, binding } => bindings::unbound(connection, queue, binding).await?,
+        Write::Registry(change) => Written::Registry(registry::apply(connection, change).await?),
         Write::ProbeNow => {
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
             Written::Nothing

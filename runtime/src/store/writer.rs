@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::queue::Queue;
 use super::rows::{
-    Binding, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation, Outcome, Retried, Room,
-    Settled, Verdict,
+    Binding, Changed, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation, Outcome,
+    RegistryChange, Retried, Room, Settled, Verdict,
 };
 use super::{Health, StoreError, sqlite};
 
@@ -25,6 +25,7 @@ pub(super) enum Write {
     Finish(Finished),
     Renew { owner: String, effects: Vec<i64> },
     ProbeNow,
+    Registry(RegistryChange),
     Prune { before_ms: i64 },
     Bindings { queue: String, bindings: Vec<Binding> },
     Unbound { queue: String, binding: Binding },
@@ -37,7 +38,9 @@ impl Write {
             Self::Settle(settled) => &settled.tenant,
             Self::Retried(retried) => &retried.tenant,
             Self::Bury(dead) => &dead.tenant,
-            Self::DueEvents { .. }
+            Self::Registry(RegistryChange::Deploy(deployment)) => &deployment.tenant,
+            Self::Registry(_)
+            | Self::DueEvents { .. }
             | Self::DueRetries { .. }
             | Self::Claim(_)
             | Self::Finish(_)
@@ -62,6 +65,7 @@ impl Write {
             Self::Settle(settled) => settled.delivery.body.len(),
             Self::Retried(retried) => plan(&retried.invocation),
             Self::Bury(dead) => dead.delivery.body.len(),
+            Self::Registry(RegistryChange::Deploy(deployment)) => deployment.wasm.len(),
             _ => 0,
         }
     }
@@ -80,6 +84,7 @@ pub(super) enum Written {
     Retries(Vec<DueRetry>),
     Claimed(Vec<Claimed>),
     Bindings(Vec<Binding>),
+    Registry(Changed),
 }
 
 type Reply = oneshot::Sender<Result<Written, StoreError>>;

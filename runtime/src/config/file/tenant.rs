@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use url::Url;
 
@@ -12,6 +11,7 @@ use super::super::identities::{self, checked};
 use super::super::value::{AMQP_NAME, BUCKET, DEFAULT_STATUSES, NAME, STATUSES, exchange, is_known_status};
 use super::super::{Account, Broker, nearest, read_file};
 use super::account::account;
+use super::limits;
 use crate::effect::destination;
 use crate::grant::s3::is_path;
 use crate::grant::{AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, SnsGrant};
@@ -24,6 +24,7 @@ pub(super) fn tenant(
     section: &Section<'_>,
     name: &str,
     broker: &Broker,
+    ceiling: Limits,
     destinations: &mut BTreeMap<String, Account>,
 ) -> Option<Tenant> {
     if !(NAME.fits)(name) {
@@ -37,7 +38,7 @@ pub(super) fn tenant(
         if !(NAME.fits)(&plugin) {
             section.own_problem(format!("expected {}, found another", NAME.what));
         }
-        (plugin, terms(&section, &accounts, &queue))
+        (plugin, terms(&section, &accounts, &queue, ceiling))
     };
     let plugins: BTreeMap<_, _> = section.section("plugins").entries().into_iter().map(read).collect();
     if plugins.is_empty() {
@@ -135,7 +136,7 @@ fn is_source(text: &str) -> bool {
     !filled.contains(['{', '}']) && if filled.contains("://") { is_address() } else { is_path(&filled) }
 }
 
-fn terms(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> PluginTerms {
+fn terms(section: &Section<'_>, accounts: &Accounts, queue: &Queue, ceiling: Limits) -> PluginTerms {
     let mut settings = section.section("settings").named_texts();
     let files = section.section("settings_files");
     for (name, path) in files.named_texts() {
@@ -146,31 +147,8 @@ fn terms(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> PluginTer
         }
     }
     let grant = grant(&section.section("grant"), accounts, queue);
-    PluginTerms { grant: Arc::new(grant), settings: Arc::new(settings), limits: limits(&section.section("limits")) }
-}
-
-fn limits(section: &Section<'_>) -> Limits {
-    let usual = Limits::default();
-    let millis = |key, usual| section.whole(key, "milliseconds", 1..=600_000).map_or(usual, Duration::from_millis);
-    let bytes = |key, usual, most| section.whole(key, "a number of bytes", 1..=most).unwrap_or(usual);
-    let count = |key, usual, most| section.whole(key, "a number", 1..=most).unwrap_or(usual);
-    Limits {
-        cpu: millis("cpu_ms", usual.cpu),
-        wall_clock: millis("wall_clock_ms", usual.wall_clock),
-        // What the sandbox has room for.
-        memory_bytes_max: bytes("memory_bytes", usual.memory_bytes_max, 256 << 20),
-        table_elements_max: count("table_elements", usual.table_elements_max, 100_000),
-        effects_max: count("effects", usual.effects_max, 10_000),
-        recipients_max: count("recipients", usual.recipients_max, 100_000),
-        effect_bytes_max: bytes("effect_bytes", usual.effect_bytes_max, 64 << 20),
-        effects_bytes_max: bytes("effects_bytes", usual.effects_bytes_max, 64 << 20),
-        host_calls_max: section.whole("host_calls", "a number", 1..=1_000_000).unwrap_or(usual.host_calls_max),
-        host_call_bytes_max: bytes("host_call_bytes", usual.host_call_bytes_max, 64 << 20),
-        log_bytes_max: bytes("log_bytes", usual.log_bytes_max, 16 << 20),
-        random_bytes_max: section
-            .whole("random_bytes", "a number of bytes", 1..=1 << 20)
-            .unwrap_or(usual.random_bytes_max),
-    }
+    let limits = limits::of_plugin(&section.section("limits"), ceiling);
+    PluginTerms { grant: Arc::new(grant), settings: Arc::new(settings), limits }
 }
 
 fn grant(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> Grant {

@@ -114,6 +114,39 @@ fn the_example_has_every_key_and_no_other() {
 }
 
 #[test]
+fn no_plugin_is_given_more_than_the_operator_lets_any_have() {
+    let with = |ceiling: &str, limits: &str| {
+        format!("{}[tenants.one.plugins.smtp.limits]\n{limits}\n[limits]\n{ceiling}\n", least())
+    };
+    let limits = |ceiling, limits| read_text(&with(ceiling, limits)).unwrap().tenants[0].plugins["smtp"].limits;
+    assert_eq!(limits("cpu_ms = 200", "cpu_ms = 200").cpu, Duration::from_millis(200));
+    // What is usual is more than the operator lets anybody have.
+    assert_eq!(limits("cpu_ms = 20", "").cpu, Duration::from_millis(20));
+    assert_eq!(limits("component_bytes = 67108864", "component_bytes = 67108864").component.bytes_max, 64 << 20);
+    for (ceiling, wish, what) in [
+        ("cpu_ms = 200", "cpu_ms = 201", "limits.cpu_ms: expected milliseconds from 1 to 200, found 201"),
+        ("core_instances = 8", "core_instances = 9", "limits.core_instances: expected a number from 1 to 8, found 9"),
+        ("", "compile_seconds = 601", "limits.compile_seconds: expected a number of seconds from 1 to 600, found 601"),
+        ("tables = 33", "", "limits.tables: expected a number from 1 to 32, found 33"),
+        ("core_instance = 8", "", "limits.core_instance: expected one of cpu_ms"),
+    ] {
+        let found = problems(&with(ceiling, wish));
+        assert!(found.len() == 1 && found[0].contains(what), "{found:?}");
+    }
+}
+
+#[test]
+fn the_examples_ceiling_is_what_there_is_room_for() {
+    let environment = environment();
+    let findings = Findings::new(&environment);
+    let document = Document::parse(&findings, "example.toml", EXAMPLE).unwrap();
+    let root = document.root("");
+    root.forgive();
+    assert!(root.has("limits"));
+    assert_eq!(limits::ceiling(&root.section("limits")), crate::sandbox::Limits::MOST);
+}
+
+#[test]
 fn the_examples_limits_are_the_usual_ones() {
     let config = read_text(EXAMPLE).unwrap();
     assert_eq!(config.tenants[0].plugins["smtp"].limits, crate::sandbox::Limits::default());

@@ -46,6 +46,7 @@ fn the_file_says_what_the_variables_say() {
     let everything: Vec<(&str, &str)> = vec![
         ("PN_SERVICES", "smtp:irc:ses:sns:log_collect:repulse:own-plugin"),
         ("PN_PLUGINS", "some/where"),
+        ("PN_CACHE", "some/where/else"),
         ("PN_STORE", &store),
         ("PN_IDENTITIES", &identities),
         ("PN_DELIVERY", "capture"),

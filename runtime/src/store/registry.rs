@@ -1,0 +1,67 @@
+//! What the registry keeps in the store, and who may look: versions, deployments, quarantine, tokens.
+
+use super::rows::{Changed, Deployed, Deployment, Quarantined, RegistryChange, Token, VersionKept};
+use super::writer::{Write, Written};
+use super::{Store, StoreError, sqlite};
+use crate::effect::Hash;
+
+impl Store {
+    /// Commits a change of what is live, of what is not run, or of who may ask.
+    ///
+    /// # Errors
+    /// [`StoreError::Rejected`] when the engine refuses its content, [`StoreError::Closed`].
+    pub async fn change(&self, change: RegistryChange) -> Result<Changed, StoreError> {
+        match self.write(Write::Registry(change)).await? {
+            Written::Registry(changed) => Ok(changed),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    /// The last deployment of each tenant's plugin, of those after one.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn deployments(&self, after: i64) -> Result<Vec<Deployed>, StoreError> {
+        Ok(sqlite::registry::deployments(&self.reader, after).await?)
+    }
+
+    /// What was live of a tenant's plugin, the last first.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn history(&self, tenant: &str, plugin: &str) -> Result<Vec<VersionKept>, StoreError> {
+        Ok(sqlite::registry::history(&self.reader, tenant, plugin).await?)
+    }
+
+    /// The bytes of a version.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn wasm(&self, digest: Hash) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(sqlite::registry::wasm(&self.reader, digest).await?)
+    }
+
+    /// All versions in quarantine.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn quarantined(&self) -> Result<Vec<Quarantined>, StoreError> {
+        Ok(sqlite::registry::quarantined(&self.reader).await?)
+    }
+
+    /// The token with this id, or all of them.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn tokens(&self, id: Option<&str>) -> Result<Vec<Token>, StoreError> {
+        Ok(sqlite::registry::tokens(&self.reader, id).await?)
+    }
+
+    /// Makes a version live for a tenant, unless it is; whether that was news.
+    ///
+    /// # Errors
+    /// As [`Store::change`].
+    pub async fn deploy(&self, deployment: Deployment) -> Result<bool, StoreError> {
+        Ok(matches!(self.change(RegistryChange::Deploy(deployment)).await?, Changed::Yes))
+    }
+}
