@@ -1,6 +1,8 @@
 //! What things cost, each beside what it is to be compared with, in one run on one machine.
 #![expect(clippy::disallowed_macros, reason = "a benchmark prints its table")]
 
+mod neighbours;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,6 +46,12 @@ async fn main() -> Result<()> {
     }
     if wanted('d') {
         latency(&broker).await?;
+    }
+    if wanted('e') {
+        neighbours::isolation(&broker).await?;
+    }
+    if wanted('f') {
+        neighbours::two_hundred(&broker).await?;
     }
     Ok(())
 }

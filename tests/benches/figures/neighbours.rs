@@ -1,0 +1,273 @@
+//! (e) and (f): what tenants notice of each other.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use end_to_end::world::{definition, failure, mail_to};
+use end_to_end::{Broker, Message, Service, World, guest, request, wait};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{Accepted, PATIENCE, Quantiles, accepting_server, cpu};
+
+// (e) One tenant attacks; what becomes of the mails of the other.
+
+/// What the attacker's tasks say, and how many of them wait in its queue all the time; one that floods publishes instead.
+const ATTACKS: [(&str, Attack); 7] = [
+    ("endless loops", Attack::Backlog("loop")),
+    ("eaten memory", Attack::Backlog("eat memory")),
+    ("64 mails each", Attack::Backlog("many effects")),
+    ("8 MiB of mails each", Attack::Backlog("megabytes")),
+    ("64 KiB of log each", Attack::Backlog("log flood")),
+    ("sleeping", Attack::Backlog("sleep")),
+    ("a flood, 10 times the neighbour's", Attack::Flood(10)),
+];
+
+#[derive(Clone, Copy)]
+enum Attack {
+    Backlog(&'static str),
+    Flood(u32),
+}
+
+pub(super) async fn isolation(broker: &Broker) -> Result<()> {
+    const SECONDS: u32 = 10;
+    println!("(e) blue mails at a fifth of what the machine can do while red attacks: from publishing to acceptance");
+    let capacity = capacity(broker).await?;
+    let rate = (capacity / 5.0) as u32;
+    println!("    capacity {capacity:.0} events/s, one mail each; blue is offered {rate}/s for {SECONDS} s");
+    let quiet = attacked(broker, rate, SECONDS, None).await?;
+    println!("    {:34} p50 {:>9.1?}  p99 {:>9.1?}", "quiet", quiet.p50, quiet.p99);
+    let aim = quiet.p99 * 2 + Duration::from_millis(10);
+    for (name, attack) in ATTACKS {
+        let took = attacked(broker, rate, SECONDS, Some(attack)).await?;
+        let verdict = if took.p99 <= aim { "within" } else { "ABOVE" };
+        println!("    {name:34} p50 {:>9.1?}  p99 {:>9.1?}  {verdict} {aim:.1?}", took.p50, took.p99);
+    }
+    Ok(())
+}
+
+/// Two tenants, ready.
+struct Neighbours {
+    world: World,
+    _service: Service,
+    accepted: Accepted,
+}
+
+impl Neighbours {
+    async fn start(broker: &Broker, attack: Option<Attack>) -> Result<Self> {
+        let world = World::new(broker, &["smtp", "hostile"]).await?;
+        let said = match attack {
+            Some(Attack::Backlog(said)) => said,
+            Some(Attack::Flood(_)) | None => "behave",
+        };
+        world.taskcluster.define_all(move |task_id| {
+            let number: u32 = task_id.get(1..8).and_then(|number| number.parse().ok()).unwrap_or(0);
+            definition(&if number < BLUE_MAX {
+                mail_to(&format!("{task_id}@blue.example.com"))
+            } else {
+                let to = format!("{task_id}@red.example.com");
+                json!({"plugins": ["hostile"], "emails": [to], "message": said})
+            })
+        });
+        let (port, accepted) = accepting_server().await?;
+        let nobody = "[accounts.nobody]\nkind = \"smtp\"\nhost = \"127.0.0.1\"\nport = 1\nfrom = \"r@example.com\"\n";
+        let account = |grants: &str, name: &str| {
+            let tenant = world.tenant(name, &[]);
+            let head = tenant.split("[accounts").next().unwrap_or_default();
+            format!(
+                "{head}[accounts.mail]\nkind = \"smtp\"\nhost = \"127.0.0.1\"\nport = {port}\nsecurity = \"none\"\n\
+                 from = \"b@example.com\"\n{grants}"
+            )
+        };
+        let red = account(
+            &format!(
+                "{nobody}[accounts.chat]\nkind = \"irc\"\nhost = \"127.0.0.1\"\nport = 1\nnick = \"red\"\n\
+                 [accounts.objects]\nkind = \"s3\"\nbucket = \"red-bucket\"\n[accounts.pulse]\nkind = \"amqp\"\n\
+                 [plugins.hostile.grant]\nemail = {{ account = \"mail\", recipients = [\"*@red.example.com\"] }}\n\
+                 irc = {{ account = \"chat\", channels = [\"#ci\"] }}\n\
+                 s3 = {{ account = \"objects\", keys = [\"red/*\"] }}\n\
+                 amqp = {{ account = \"pulse\", exchanges = [\"exchange/red/*\"] }}\n"
+            ),
+            "red",
+        );
+        let blue =
+            account("[plugins.smtp.grant.email]\naccount = \"mail\"\nrecipients = [\"*@blue.example.com\"]\n", "blue");
+        let mut service = world.service_of_tenants(&[("red", &red), ("blue", &blue)])?.env("LOG_LEVEL", "CRITICAL");
+        started(&mut service, &world, "", 2).await?;
+        Ok(Self { world, _service: service, accepted })
+    }
+
+    fn mailed(&self, tenant: &str) -> usize {
+        let accepted = self.accepted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        accepted.keys().filter(|to| to.ends_with(&format!("@{tenant}.example.com"))).count()
+    }
+}
+
+const BLUE_MAX: u32 = 1_000_000;
+
+fn message(tenant: &str, number: u32) -> (String, Message) {
+    let (task_id, message) = failure(if tenant == "red" { BLUE_MAX + number } else { number });
+    let routing_key = format!("{tenant}.{}", message.routing_key);
+    (task_id, Message { routing_key, ..message })
+}
+
+async fn capacity(broker: &Broker) -> Result<f64> {
+    const EVENTS: u32 = 5_000;
+    let neighbours = Neighbours::start(broker, None).await?;
+    let started = Instant::now();
+    let messages = (0..EVENTS).map(|number| message("blue", number).1);
+    neighbours.world.vhost.publisher().await?.publish_many(messages).await?;
+    wait::until("all mails are accepted", PATIENCE, async || Ok(neighbours.mailed("blue") >= EVENTS as usize)).await?;
+    Ok(f64::from(EVENTS) / started.elapsed().as_secs_f64())
+}
+
+/// How long blue's mails take.
+async fn attacked(broker: &Broker, rate: u32, seconds: u32, attack: Option<Attack>) -> Result<Quantiles> {
+    let neighbours = Neighbours::start(broker, attack).await?;
+    let (count, enough) = (rate * seconds, CancellationToken::new());
+    let red = neighbours.world.vhost.publisher().await?;
+    let attacking = async {
+        let mut number = 0;
+        let mut messages = |count: u32| {
+            number += count;
+            (number - count..number).map(|number| message("red", number).1)
+        };
+        match attack {
+            Some(Attack::Backlog(_)) => red.publish_many(messages(20_000)).await,
+            Some(Attack::Flood(times)) => {
+                let mut beat = tokio::time::interval(Duration::from_millis(10));
+                while !enough.is_cancelled() {
+                    beat.tick().await;
+                    red.publish_many(messages(rate * times / 100)).await?;
+                }
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    };
+    let blue = neighbours.world.vhost.publisher().await?;
+    let offering = async {
+        let mut published = HashMap::new();
+        // The attack is under way before anything is measured.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut beat = tokio::time::interval(Duration::from_secs(1) / rate);
+        for number in 0..count {
+            beat.tick().await;
+            let (task_id, message) = message("blue", number);
+            published.insert(format!("{task_id}@blue.example.com"), Instant::now());
+            blue.publish_many([message]).await?;
+        }
+        wait::until("all of blue's mails", PATIENCE, async || Ok(neighbours.mailed("blue") >= count as usize)).await?;
+        enough.cancel();
+        Ok::<_, anyhow::Error>(published)
+    };
+    let (published, ()) = tokio::try_join!(offering, attacking)?;
+    let accepted = neighbours.accepted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let took = published.iter().filter_map(|(to, at)| Some(accepted.get(to)?.duration_since(*at)));
+    Ok(Quantiles::of(took.collect()))
+}
+
+// (f) Many tenants with a plugin of their own each.
+
+pub(super) async fn two_hundred(broker: &Broker) -> Result<()> {
+    const EVENTS: u32 = 10_000;
+    println!("(f) {EVENTS} events for one tenant, and for 200 of whom each has a plugin of its own");
+    let one = many(broker, 1, EVENTS).await?;
+    let all = many(broker, 200, EVENTS).await?;
+    for (name, of) in [("one", &one), ("200", &all)] {
+        println!(
+            "    {name:4} ready in {:.2?} compiling, in {:.2?} with what was compiled; {:.0} MiB; {:.0} events/s, {:.3} ms \
+             CPU an event",
+            of.cold,
+            of.warm,
+            of.rss_bytes / f64::from(1 << 20),
+            f64::from(EVENTS) / of.took.as_secs_f64(),
+            of.cpu.as_secs_f64() * 1_000.0 / f64::from(EVENTS),
+        );
+    }
+    println!(
+        "    memory of a tenant with its plugin {:.2} MiB",
+        (all.rss_bytes - one.rss_bytes) / 199.0 / f64::from(1 << 20)
+    );
+    println!("    200 / one, events/s  {:.2}", one.took.as_secs_f64() / all.took.as_secs_f64());
+    Ok(())
+}
+
+struct Many {
+    cold: Duration,
+    warm: Duration,
+    rss_bytes: f64,
+    took: Duration,
+    cpu: Duration,
+}
+
+async fn many(broker: &Broker, count: usize, events: u32) -> Result<Many> {
+    let world = World::new(broker, &[]).await?;
+    world.taskcluster.define_all(|_| definition(&mail_to("a@example.com")));
+    let mut tenants = Vec::new();
+    for number in 0..count {
+        let name = format!("t{number}");
+        distinct(&world.plugin_folder().join(&name), number)?;
+        tenants.push((name.clone(), world.tenant(&name, &[("smtp", &["*"])])));
+    }
+    let tenants: Vec<(&str, &str)> = tenants.iter().map(|(name, file)| (name.as_str(), file.as_str())).collect();
+    let mut service = world.service_of_tenants(&tenants)?.env("LOG_LEVEL", "CRITICAL");
+    let capture = "delivery = \"capture\"\n";
+    let cold = started(&mut service, &world, capture, count).await?;
+    service.terminate()?;
+    service.wait_exit(PATIENCE).await?;
+    let warm = started(&mut service, &world, capture, count).await?;
+    let rss_bytes = rss(&service)?;
+    let messages = (0..events).map(|number| {
+        let (_, message) = failure(number);
+        let routing_key = format!("t{}.{}", number as usize % count, message.routing_key);
+        Message { routing_key, ..message }
+    });
+    let (before, began) = (cpu(&service)?, Instant::now());
+    world.vhost.publisher().await?.publish_many(messages).await?;
+    let store = end_to_end::world::store(&service);
+    let delivered = "SELECT count(*) FROM effect WHERE state = 'delivered'";
+    wait::until("everything is captured", PATIENCE, async || {
+        Ok(end_to_end::world::count(&store, delivered).await? >= i64::from(events))
+    })
+    .await?;
+    Ok(Many { cold, warm, rss_bytes, took: began.elapsed(), cpu: cpu(&service)?.saturating_sub(before) })
+}
+
+/// The smtp guest with a section of its own: other bytes, the same behaviour.
+fn distinct(folder: &Path, number: usize) -> Result<()> {
+    std::fs::create_dir(folder)?;
+    let name = format!("tenant {number}");
+    let length = u8::try_from(name.len())?;
+    let mut wasm = std::fs::read(guest("smtp")?)?;
+    wasm.extend([0, length + 1, length]);
+    wasm.extend(name.as_bytes());
+    Ok(std::fs::write(folder.join("smtp.wasm"), wasm)?)
+}
+
+/// Starts a service with the world's configuration and this before it; how long until so many queues are consumed.
+async fn started(service: &mut Service, world: &World, head: &str, count: usize) -> Result<Duration> {
+    let port = TcpListener::bind(("127.0.0.1", 0)).await?.local_addr()?.port();
+    let configuration = world.configuration().replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+    std::fs::write(service.directory().join("pn.toml"), format!("{head}{configuration}"))?;
+    let began = Instant::now();
+    service.start()?;
+    wait::until("all queues are consumed", PATIENCE, async || {
+        let Ok(answer) = request(port, "GET", "/readyz", &[], "").await else { return Ok(false) };
+        let said: Value = serde_json::from_str(&answer.body)?;
+        let queues = said["queues"].as_object().context("the queues")?;
+        Ok(queues.values().filter(|is| **is == "consuming").count() == count)
+    })
+    .await?;
+    Ok(began.elapsed())
+}
+
+fn rss(service: &Service) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid().context("it runs")?))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("its memory")?;
+    let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kilobytes * 1_024.0)
+}
