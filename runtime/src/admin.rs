@@ -37,6 +37,8 @@ struct Readiness {
     suspended: BTreeMap<String, String>,
     /// Plugins whose file holds something that cannot run, with the reason; another version of them runs.
     refused: BTreeMap<String, String>,
+    /// Plugins that are not run because they faulted too often, with the reason.
+    quarantined: BTreeMap<String, String>,
 }
 
 impl Admin {
@@ -78,7 +80,9 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     };
     let ready = store_ready && consuming && readable;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let readiness = Readiness { ready, store, queues, suspended, refused: admin.live.registry.refused() };
+    let registry = &admin.live.registry;
+    let (refused, quarantined) = (registry.refused(), registry.quarantined());
+    let readiness = Readiness { ready, store, queues, suspended, refused, quarantined };
     let text = serde_json::to_string_pretty(&readiness).unwrap_or_default();
     (status, [(CONTENT_TYPE, "application/json")], text + "\n").into_response()
 }

@@ -55,7 +55,7 @@ enum Command {
     /// Print the configuration file that says what the environment variables say, and what will be different from the
     /// earlier service
     Migrate,
-    /// Write a plugin, try it on an event, test it: needs no configuration and sends nothing
+    /// Write a plugin, try it on an event, test it; see and change which versions run
     #[command(subcommand)]
     Plugin(plugin::Command),
     #[command(hide = true)]
@@ -126,7 +126,7 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
         Command::CompilePlugin(_) => Ok(()),
         Command::Plugin(command) => {
             start_log(log_level(level).unwrap_or(LevelFilter::ERROR));
-            runtime.block_on(plugin::run(command))
+            runtime.block_on(plugin::run(command, environment))
         }
     };
     runtime.shutdown_background();

@@ -79,6 +79,19 @@ impl Grant {
         }
     }
 
+    /// What stands in a tenant's file to grant a capability, for whoever has forgotten to.
+    #[must_use]
+    pub fn example(capability: &str) -> Option<&'static str> {
+        Some(match capability {
+            "email" => "account = \"mail\"\nrecipients = [\"*@example.com\"]",
+            "sns" => "account = \"topics\"\ntopics = [\"arn:aws:sns:us-west-2:123456789012:releases\"]",
+            "s3" => "account = \"logs\"\nkeys = [\"*\"]",
+            "irc" => "account = \"chat\"\nchannels = [\"#ci\"]",
+            "amqp" => "account = \"pulse\"\nexchanges = [\"exchange/ci/again\"]",
+            _ => return None,
+        })
+    }
+
     /// Whether the grant still allows an effect that was accepted earlier.
     ///
     /// # Errors

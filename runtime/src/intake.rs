@@ -235,8 +235,9 @@ impl Intake {
         turn: Turn,
     ) -> Invocation {
         let (identity, plugin) = (&notification.identity, &notification.plugin);
-        let invocation = match (tenant.plugins.get(plugin), self.registry.live(&tenant.name, plugin)) {
-            (Some(terms), Some(version)) => {
+        let version = self.registry.permit(&tenant.name, plugin).await;
+        let invocation = match (tenant.plugins.get(plugin), version) {
+            (Some(terms), Ok(version)) => {
                 let request = invocation::request(
                     &self.tasks,
                     terms,
@@ -247,13 +248,17 @@ impl Intake {
                     turn.generation,
                 );
                 let span = tracing::error_span!("invocation", task_id = %event.task_id, tenant = tenant.name, plugin);
+                let group = request.event.task_group_id.clone();
                 let report = self.sandbox.invoke(&version, request).instrument(span.clone()).await;
-                span.in_scope(|| invocation::made(notification, turn, version.digest, report))
+                let made = span.in_scope(|| invocation::made(notification, turn, version.digest, report));
+                self.registry.judge(&tenant.name, plugin, version.digest, &group, &made.outcome).await;
+                made
             }
-            (None, _) | (_, None) => {
-                let refused = Outcome::Refused("no version of the plugin is live".into());
+            (None, Ok(_)) => {
+                let refused = Outcome::Refused("the plugin was removed".into());
                 invocation::not_made(identity, plugin, turn, refused)
             }
+            (_, Err(why)) => invocation::not_made(identity, plugin, turn, Outcome::Refused(why)),
         };
         self.metrics.invocation(plugin, invocation.outcome.state(), Duration::from_micros(invocation.cpu_us));
         invocation

@@ -15,6 +15,7 @@ pub struct Metrics {
     invocations: IntCounterVec,
     invocation_seconds: HistogramVec,
     swaps: IntCounterVec,
+    quarantined: IntGauge,
     attempts: IntCounterVec,
     effects: IntGaugeVec,
     oldest_pending_seconds: IntGauge,
@@ -90,6 +91,7 @@ impl Metrics {
                 "Plugin files that came while running, by what became of them.",
                 &["plugin", "outcome"],
             )?,
+            quarantined: gauge("quarantined_plugins", "Plugins that are not run because they faulted too often.")?,
             attempts: counters(
                 "attempts_total",
                 "Attempts by capability and kind of answer.",
@@ -122,6 +124,11 @@ impl Metrics {
     /// Counts a plugin's file by what became of it.
     pub fn swap(&self, plugin: &str, outcome: SwapOutcome) {
         self.swaps.with_label_values(&[plugin, outcome.name()]).inc();
+    }
+
+    /// Notes how many plugins are in quarantine.
+    pub fn quarantined(&self, plugins: usize) {
+        self.quarantined.set(i64::try_from(plugins).unwrap_or(i64::MAX));
     }
 
     /// Counts an attempt by the kind of its answer.

@@ -7,22 +7,27 @@ mod cache;
 mod child;
 mod compiler;
 mod file;
+mod follow;
 mod news;
 mod plugins;
+mod quarantine;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::effect::Hash;
 use crate::sandbox::Version;
+use crate::store::{Changed, Deployment, Outcome, Quarantined, RegistryChange, Store, now_ms};
 use crate::tenant::Tenant;
 pub use child::EXIT_REFUSED;
 pub use compiler::{Compiler, Terms};
-pub use file::Unusable;
+pub use file::{Unusable, read_component};
 use news::News;
 pub use plugins::Admitted;
-use plugins::Plugins;
+use plugins::{Plugin, Plugins};
+use quarantine::{Passage, next_probe_ms};
 pub use watch::Watch;
 
 /// The live version of each tenant's plugins.
@@ -30,6 +35,10 @@ pub struct Registry {
     folder: PathBuf,
     compiler: Mutex<Compiler>,
     plugins: RwLock<Arc<Plugins>>,
+    /// Where versions are kept; nowhere, for who only looks.
+    store: Option<Store>,
+    /// What went live and is not in the store yet.
+    unrecorded: Mutex<VecDeque<Deployment>>,
     /// Something has happened to the plugins or their files.
     news: News,
 }
@@ -49,22 +58,94 @@ pub struct RegistryError {
 }
 
 impl Registry {
-    /// Admits every plugin of every tenant. Compiling is done off the calling task.
+    /// Admits every plugin of every tenant: what the store says was live last, or what has come into its file since.
+    /// Compiling is done off the calling task.
     ///
     /// # Errors
     /// A [`RegistryError`] for each that is not live.
-    pub async fn load(compiler: Compiler, folder: &Path, tenants: &[Tenant]) -> Result<Arc<Self>, Vec<RegistryError>> {
-        let compiler = Mutex::new(compiler);
-        let (plugins, news) = (RwLock::default(), News::default());
-        let registry = Arc::new(Self { folder: folder.to_owned(), compiler, plugins, news });
+    pub async fn load(
+        compiler: Compiler,
+        folder: &Path,
+        tenants: &[Tenant],
+        store: Option<Store>,
+    ) -> Result<Arc<Self>, Vec<RegistryError>> {
+        let (folder, compiler) = (folder.to_owned(), Mutex::new(compiler));
+        let (plugins, unrecorded, news) = (RwLock::default(), Mutex::default(), News::default());
+        let registry = Arc::new(Self { folder, compiler, plugins, store, unrecorded, news });
         registry.go_live(registry.admit(tenants).await?);
         Ok(registry)
     }
 
-    /// The live version of a tenant's plugin.
+    /// The version of a tenant's plugin to run on a notification.
+    ///
+    /// # Errors
+    /// Why none is: there is no live version, or it is in quarantine.
+    pub async fn permit(&self, tenant: &str, plugin: &str) -> Result<Arc<Version>, String> {
+        let found = self.plugin(tenant, plugin);
+        let live = found.and_then(|plugin| Some((plugin.live()?, plugin)));
+        let (version, found) = live.ok_or_else(|| "no version of the plugin is live".to_owned())?;
+        match found.watchman.passage() {
+            Passage::Free => Ok(version),
+            Passage::Probe if self.probe(tenant, plugin, &found, version.digest).await => {
+                tracing::info!(tenant, plugin, "a quarantined plugin is run once, to see how it does");
+                Ok(version)
+            }
+            Passage::Probe => Err("quarantined".into()),
+            Passage::Shut(reason) => Err(format!("quarantined: {reason}")),
+        }
+    }
+
+    /// Takes note of how a call about a task group went; a version that faults too often is quarantined.
+    pub async fn judge(&self, tenant: &str, plugin: &str, digest: Hash, task_group: &str, outcome: &Outcome) {
+        let Some(found) = self.plugin(tenant, plugin) else { return };
+        if found.live().is_none_or(|live| live.digest != digest) {
+            // It began before another version was live.
+            return;
+        }
+        let reason = match outcome {
+            Outcome::Faulted(fault) => found.watchman.faulted(task_group, fault),
+            Outcome::Done(_) | Outcome::Retry { .. } | Outcome::Failed(_) | Outcome::Refused(_) | Outcome::Dead(_) => {
+                found.watchman.went_well();
+                None
+            }
+        };
+        let (Some(reason), Some(store)) = (reason, &self.store) else { return };
+        let (tenant, plugin) = (tenant.to_owned(), plugin.to_owned());
+        let probe_ms = Some(next_probe_ms());
+        let one = Quarantined { tenant, plugin, digest, reason, since_ms: now_ms(), probe_ms, probes: 0 };
+        match store.change(RegistryChange::Quarantine(one.clone())).await {
+            Ok(_) => found.shut_away(&(one.tenant.clone(), one.plugin.clone()), Some(one)),
+            Err(error) => tracing::error!(%error, "a plugin that should be quarantined is not"),
+        }
+    }
+
+    /// Whether this call is the probe that is due: of all processes, one makes it.
+    async fn probe(&self, tenant: &str, name: &str, plugin: &Plugin, digest: Hash) -> bool {
+        let Some(store) = &self.store else { return false };
+        let next_ms = next_probe_ms();
+        plugin.watchman.probed(next_ms);
+        let (tenant, plugin) = (tenant.to_owned(), name.to_owned());
+        let probe = RegistryChange::Probe { tenant, plugin, digest, next_ms };
+        matches!(store.change(probe).await, Ok(Changed::Yes))
+    }
+
+    /// The plugins that are not run because they faulted too often, by `tenant/plugin`, with the reason.
     #[must_use]
-    pub fn live(&self, tenant: &str, plugin: &str) -> Option<Arc<Version>> {
-        self.plugins().get(&(tenant.to_owned(), plugin.to_owned()))?.live()
+    pub fn quarantined(&self) -> BTreeMap<String, String> {
+        let plugins = self.plugins();
+        let quarantined = plugins.iter().filter_map(|((tenant, name), plugin)| {
+            plugin.watchman.quarantined().map(|one| (format!("{tenant}/{name}"), one.reason))
+        });
+        quarantined.collect()
+    }
+
+    /// Has whoever keeps the plugins in step do so at once: something in the store is new.
+    pub fn wake(&self) {
+        self.news.heard_whole(Vec::new());
+    }
+
+    fn plugin(&self, tenant: &str, plugin: &str) -> Option<Arc<Plugin>> {
+        self.plugins().get(&(tenant.to_owned(), plugin.to_owned())).cloned()
     }
 
     /// All live versions, with their tenants.

@@ -53,8 +53,10 @@ pub struct Service {
 
 /// What a service is made of.
 pub struct Parts {
-    /// The database's address.
-    pub store: String,
+    /// The database.
+    pub store: Store,
+    /// Where its writer runs.
+    pub writer: TaskTracker,
     /// Who runs.
     pub wanted: Wanted,
     /// Where task definitions come from.
@@ -76,7 +78,7 @@ pub struct Parts {
 /// Why it could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The store cannot be opened.
+    /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A destination cannot be made ready.
@@ -85,13 +87,12 @@ pub enum StartError {
 }
 
 impl Service {
-    /// Opens the store and starts the courier; deliveries are taken from sources added later.
+    /// Starts the courier; deliveries are taken from sources added later.
     ///
     /// # Errors
     /// [`StartError`].
     pub async fn start(parts: Parts) -> Result<Self, StartError> {
-        let writer = TaskTracker::new();
-        let store = Store::open(&parts.store, &writer).await?;
+        let Parts { store, writer, .. } = parts;
         let tenants = Tenants::new(parts.wanted.tenants);
         store.probe_now().await?;
         for (destination, effects) in store.waiting().await? {

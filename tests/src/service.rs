@@ -57,6 +57,16 @@ impl Service {
         self.start()
     }
 
+    /// Runs another command in the same directory and environment, and returns what it prints once it has ended with 0.
+    pub fn command(&self, arguments: &[&str]) -> Result<String> {
+        let env = self.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let mut command = std::process::Command::new(binary()?);
+        let output = command.args(arguments).env_clear().envs(env).current_dir(self.directory()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{arguments:?}: {}: {said}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// The id of the process.
     pub fn pid(&self) -> Option<u32> {
         self.keeper.as_ref().map(Keeper::pid)

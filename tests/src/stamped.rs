@@ -91,6 +91,14 @@ impl<'a> Running<'a> {
         Ok(Self { world, service: world.running(&["stamped"]).await?, published: AtomicU32::default() })
     }
 
+    /// Stops the service and starts it again.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.service.terminate()?;
+        self.service.wait_exit(SOON).await?;
+        self.service.start()?;
+        self.service.wait_for_output("consuming", SOON).await
+    }
+
     /// What the mail about an event that is published now says of the version that made it.
     pub async fn version_of_a_mail(&self) -> Result<String> {
         let number = self.published.fetch_add(1, Ordering::Relaxed);

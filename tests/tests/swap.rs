@@ -157,6 +157,8 @@ async fn a_plugin_whose_file_is_deleted_runs_on_and_a_version_that_comes_back_is
     fs::remove_file(&file)?;
     said(&running.service, GONE, 1).await?;
     assert_eq!(running.version_of_a_mail().await?, stamp(1));
+    let refused = running.refused().await?;
+    assert!(refused.get("default/stamped").is_some_and(|why| why.contains("it is gone")), "{refused:?}");
     // By a link that stays inside.
     put(&world.plugin_folder().join("stamped-2.of-today"), &version(2)?)?;
     symlink("stamped-2.of-today", &file)?;
@@ -183,12 +185,13 @@ async fn a_tenants_own_file_wins_over_the_shared_one() -> Result<()> {
     put(&own, &version(3)?)?;
     said(&running.service, LIVE, 3).await?;
     assert_eq!(running.version_of_a_mail().await?, stamp(3));
-    // While it is gone, what runs stays; and then the shared one counts.
+    // Once it is gone, the shared one counts.
     fs::remove_file(&own)?;
-    said(&running.service, GONE, 1).await?;
-    assert_eq!(running.version_of_a_mail().await?, stamp(3));
-    put(&file(&world), &version(4)?)?;
     said(&running.service, LIVE, 4).await?;
+    assert_eq!(running.version_of_a_mail().await?, stamp(2));
+    assert!(lines(&running.service, GONE).is_empty());
+    put(&file(&world), &version(4)?)?;
+    said(&running.service, LIVE, 5).await?;
     assert_eq!(running.version_of_a_mail().await?, stamp(4));
     Ok(())
 }

@@ -93,7 +93,7 @@ async fn old_versions_are_forgotten_and_none_that_is_live_or_one_can_go_back_to(
     for number in 0..40 {
         opened.deploy("red", &format!("version {number}"), Source::File).await?;
     }
-    opened.store.change(RegistryChange::Prune).await?;
+    opened.store.prune(jiff::Timestamp::UNIX_EPOCH).await?;
     assert_eq!(opened.store.history("red", "smtp").await?.len(), 20);
     for (number, is_kept) in [(0, true), (1, false), (19, false), (20, true), (39, true)] {
         let wasm = opened.store.wasm(digest(&format!("version {number}"))).await?;

@@ -36,6 +36,7 @@ CREATE TABLE invocation (
     UNIQUE (event_id, generation, identity, plugin)
 ) STRICT;
 CREATE INDEX invocation_due ON invocation (tenant, due_ms) WHERE state = 'retry';
+CREATE INDEX invocation_faulted ON invocation (plugin, digest) WHERE state = 'faulted';
 
 -- Rows lie in the order in which they were asked for, so that those of one group share their pages whenever they change.
 CREATE TABLE effect (

@@ -17,7 +17,7 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
         // Of use when there is one; looking makes none.
         compiler = compiler.with_cache(&config.cache);
     }
-    let registry = Registry::load(compiler, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
+    let registry = Registry::load(compiler, &config.plugins, &config.tenants, None).await.map_err(PluginErrors)?;
     explain_service(&config);
     for tenant in &config.tenants {
         explain_tenant(tenant);

@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use sqlx::Row;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::run::Signals;
 use super::{PluginErrors, render};
@@ -74,17 +75,19 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
     let plugins = environment.text("PN_PLUGINS").map_or_else(default_plugins, PathBuf::from);
     let tenants = vec![tenant()];
     let sandbox = Sandbox::start()?;
-    let registry = Registry::load(Compiler::new(&sandbox), &plugins, &tenants).await;
+    let registry = Registry::load(Compiler::new(&sandbox), &plugins, &tenants, None).await;
     let registry = registry.map_err(PluginErrors).context("the demo needs the built plugins (`make guests`)")?;
     let captured = |capability| (destination(capability, ACCOUNT), None);
     let accounts = BTreeMap::from([captured("email"), captured("irc")]);
     let tasks = Tasks::Memory(MemoryTasks::new(default_root()));
     let keep = Duration::from_secs(60 * 60 * 24);
-    let store = format!("sqlite:{database}");
+    let writer = TaskTracker::new();
+    let store = Store::open(&format!("sqlite:{database}"), &writer).await.context("start")?;
     let metrics = Arc::new(Metrics::new().context("name the figures")?);
     let taskcluster = Arc::new(Taskcluster::new(default_root()).context("start the Taskcluster client")?);
     let parts = Parts {
         store,
+        writer,
         wanted: Wanted { tenants, accounts },
         tasks,
         sandbox,

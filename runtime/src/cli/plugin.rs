@@ -1,10 +1,14 @@
-//! `plugin`: what a plugin's author works with, one file for each command. Needs no configuration, sends nothing.
+//! `plugin`: what a plugin's author works with, one file for each command, which needs no configuration and sends nothing;
+//! and what an operator does with the versions that run.
 
 mod new;
 mod test;
 mod try_out;
+mod versions;
 
 use clap::Subcommand;
+
+use crate::config::Environment;
 
 pub(super) use new::NewError;
 
@@ -19,13 +23,31 @@ pub(super) enum Command {
     /// Write the crate of a new plugin, which builds and passes its test as it is
     #[command(after_help = ENDS)]
     New(new::Arguments),
+    /// Show which version of each plugin is live
+    List(versions::ListArguments),
+    /// Show a plugin's version, what was live before it, its last faults
+    Inspect(versions::Which),
+    /// Make a version live
+    Deploy(versions::DeployArguments),
+    /// Make the version before live again
+    Rollback(versions::RollbackArguments),
+    /// Stop running a plugin's live version
+    Quarantine(versions::Which),
+    /// Run it again
+    Release(versions::Which),
 }
 
-pub(super) async fn run(command: Command) -> anyhow::Result<()> {
+pub(super) async fn run(command: Command, environment: &Environment) -> anyhow::Result<()> {
     match command {
         Command::Try(arguments) => try_out::run(&arguments).await,
         Command::Test(arguments) => test::run(&arguments).await,
         Command::New(arguments) => new::run(&arguments),
+        Command::List(arguments) => versions::list(&arguments, environment).await,
+        Command::Inspect(which) => versions::inspect(&which, environment).await,
+        Command::Deploy(arguments) => versions::deploy(&arguments, environment).await,
+        Command::Rollback(arguments) => versions::roll_back(&arguments, environment).await,
+        Command::Quarantine(which) => versions::quarantine(&which, environment).await,
+        Command::Release(which) => versions::release(&which, environment).await,
     }
 }
 

@@ -53,6 +53,11 @@ fn uncoloured(line: &str) -> String {
     parts.fold(first, |line, part| line + part.get(2..).unwrap_or_default())
 }
 
+/// A moment, to the second, UTC.
+pub(super) fn moment(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| "?".to_owned(), |time| time.strftime("%FT%TZ").to_string())
+}
+
 /// Foreign lines below the line they belong to.
 pub(super) fn indented(lines: &[String]) -> String {
     lines.iter().map(|line| format!("   {}", printable(line)).trim_end().to_owned() + "\n").collect()

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::registry::{Compiler, Registry};
 use crate::sandbox::Sandbox;
 use crate::service::{Parts, Service, Wanted};
+use crate::store::Store;
 use crate::taskcluster::Taskcluster;
 use crate::timing::Timing;
 
@@ -35,7 +36,10 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     };
     let sandbox = Sandbox::start()?;
     let compiler = Compiler::new(&sandbox).with_cache(&config.cache);
-    let registry = Registry::load(compiler, &config.plugins, &config.tenants).await.map_err(PluginErrors)?;
+    let writer = TaskTracker::new();
+    let store = Store::open(&config.store, &writer).await?;
+    let registry = Registry::load(compiler, &config.plugins, &config.tenants, Some(store.clone()));
+    let registry = registry.await.map_err(PluginErrors)?;
     let timings = TaskTracker::new();
     let timing = match config.influx.clone() {
         Some(account) => Timing::start(account, &timings).context("start the InfluxDB client")?,
@@ -44,7 +48,8 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     let taskcluster = Taskcluster::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
     let taskcluster = Arc::new(taskcluster);
     let parts = Parts {
-        store: config.store.clone(),
+        store,
+        writer,
         wanted: Wanted::by(&config),
         tasks: Tasks::Http(HttpTasks::new(Arc::clone(&taskcluster))),
         sandbox,

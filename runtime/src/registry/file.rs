@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 
+use crate::effect::Hash;
 use crate::sandbox::{AdmissionError, ComponentLimits};
+use crate::store::StoreError;
 
 /// What tells one state of a file from the next without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,15 @@ pub enum Unusable {
     /// Somebody was writing it.
     #[error("it was changed while it was read")]
     Changing,
+    /// It is not there any more.
+    #[error("it is gone: the version that ran stays")]
+    Gone,
+    /// The store does not have that version.
+    #[error("version {0} is not kept any more")]
+    Forgotten(Hash),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(StoreError),
     /// It was not let in.
     #[error(transparent)]
     Admission(#[from] AdmissionError),
@@ -71,6 +82,15 @@ impl From<&Metadata> for Print {
             changed_ns: ns(file.ctime(), file.ctime_nsec()),
         }
     }
+}
+
+/// The whole content of a component's file, wherever it is.
+///
+/// # Errors
+/// [`Unusable`], when it is no regular file, too large, or cannot be read.
+pub fn read_component(path: &Path, bytes_max: usize) -> Result<Vec<u8>, Unusable> {
+    let real = path.canonicalize()?;
+    read(real.parent().unwrap_or(&real), &real, bytes_max)
 }
 
 /// The whole content of a file inside a folder, as it was at one moment.

@@ -2,31 +2,62 @@
 //! all of them at once, or why one cannot be.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 
-use super::{Compiler, Registry, RegistryError, Terms, file, paths};
+use super::quarantine::Watchman;
+use super::{Compiler, Registry, RegistryError, Terms, Unusable, file, paths};
+use crate::effect::Hash;
 use crate::sandbox::Version;
+use crate::store::{Deployed, Deployment, Source};
 use crate::tenant::Tenant;
 
 /// Plugins, by tenant and name.
-pub(super) type Plugins = BTreeMap<(String, String), Arc<Plugin>>;
+pub(super) type Plugins = BTreeMap<Key, Arc<Plugin>>;
+
+/// A tenant and the name of a plugin.
+pub(super) type Key = (String, String);
 
 /// One plugin of one tenant.
 pub(super) struct Plugin {
     pub(super) terms: Terms,
-    /// None when what ran is no longer covered by the grant.
+    /// None when what ran is no longer covered by its terms.
     live: RwLock<Option<Arc<Version>>>,
     /// Why the version that its file holds, or the one that ran, is not the live one.
     refused: RwLock<Option<String>>,
+    held: RwLock<Held>,
+    /// Counts its faults.
+    pub(super) watchman: Watchman,
+}
+
+/// Where the live version came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    /// What the plugin's file held last: only another content of it is news.
+    pub(super) file: Option<Hash>,
+    /// Whether it is the tenant's own.
+    pub(super) is_own: bool,
+    /// Whether it was brought by somebody rather than found in the plugin directory.
+    pub(super) is_brought: bool,
+}
+
+impl From<&Deployed> for Held {
+    fn from(deployed: &Deployed) -> Self {
+        let is_brought = [Source::Api, Source::Cli].iter().any(|source| source.name() == deployed.source);
+        Self { file: deployed.file, is_own: deployed.is_own, is_brought }
+    }
 }
 
 /// Plugins that may take the place of those that run.
-pub struct Admitted(Plugins);
+pub struct Admitted {
+    plugins: Plugins,
+    /// What the store does not know yet.
+    news: Vec<Deployment>,
+}
 
 impl Registry {
-    /// Admits what tenants run, as far as it is new or its terms are others; nothing changes yet. What runs already
-    /// and is not covered by its new terms is admitted as refused. Compiling is done off the calling task.
+    /// Admits what tenants run, as far as it is new or its terms are others; nothing changes yet. What runs already and is
+    /// not covered by its new terms is admitted as refused. Compiling is done off the calling task.
     ///
     /// # Errors
     /// A [`RegistryError`] for each plugin that has nothing to run.
@@ -37,16 +68,24 @@ impl Registry {
             tenant.plugins.iter().map(|(name, terms)| (key(name), Terms::of(terms))).collect::<Vec<_>>()
         };
         let wanted: Vec<_> = tenants.iter().flat_map(terms).collect();
+        let deployed = self.deployed().await.map_err(|why| vec![why])?;
         let admitted = tokio::task::spawn_blocking(move || {
-            let (before, mut compiler) = (registry.plugins(), registry.compiler());
+            let before = registry.plugins();
+            let mut admission = Admission {
+                registry: &registry,
+                compiler: registry.compiler(),
+                read: BTreeMap::new(),
+                news: Vec::new(),
+            };
             let (mut plugins, mut errors) = (Plugins::new(), Vec::new());
             for (key, terms) in wanted {
-                match admit(&mut compiler, &registry.folder, before.get(&key), &key, terms) {
+                match admission.admit(before.get(&key), deployed.get(&key), &key, terms) {
                     Ok(plugin) => _ = plugins.insert(key, plugin),
                     Err(error) => errors.push(error),
                 }
             }
-            if errors.is_empty() { Ok(Admitted(plugins)) } else { Err(errors) }
+            let news = admission.news;
+            if errors.is_empty() { Ok(Admitted { plugins, news }) } else { Err(errors) }
         });
         admitted.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
@@ -54,57 +93,135 @@ impl Registry {
     /// From now on, these are the plugins.
     pub fn go_live(&self, admitted: Admitted) {
         let before = self.plugins();
-        for (key, plugin) in &admitted.0 {
+        for (key, plugin) in &admitted.plugins {
             plugin.say(key, before.get(key).map(Arc::as_ref));
         }
-        *self.plugins.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(admitted.0);
+        *self.plugins.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(admitted.plugins);
+        self.record(admitted.news);
         self.news.heard();
     }
 
     pub(super) fn plugins(&self) -> Arc<Plugins> {
         Arc::clone(&self.plugins.read().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// What the store says is live.
+    async fn deployed(&self) -> Result<BTreeMap<Key, Deployed>, RegistryError> {
+        let Some(store) = &self.store else { return Ok(BTreeMap::new()) };
+        let deployed = store.deployments(0).await.map_err(|error| RegistryError {
+            tenant: "all of them".into(),
+            plugin: "all of them".into(),
+            path: self.folder.clone(),
+            why: Unusable::Store(error),
+        })?;
+        Ok(deployed.into_iter().map(|one| ((one.tenant.clone(), one.plugin.clone()), one)).collect())
+    }
 }
 
-/// A plugin on these terms: the one there is when nothing changes for it.
-fn admit(
-    compiler: &mut Compiler,
-    folder: &Path,
-    before: Option<&Arc<Plugin>>,
-    (tenant, name): &(String, String),
-    terms: Terms,
-) -> Result<Arc<Plugin>, RegistryError> {
-    if let Some(before) = before {
-        if before.terms == terms {
-            return Ok(Arc::clone(before));
+/// The admission of many plugins.
+struct Admission<'a> {
+    registry: &'a Registry,
+    compiler: MutexGuard<'a, Compiler>,
+    /// Files that several tenants share are read once.
+    read: BTreeMap<PathBuf, (Hash, Arc<Vec<u8>>)>,
+    news: Vec<Deployment>,
+}
+
+impl Admission<'_> {
+    /// A plugin on these terms: the one there is when nothing changes for it.
+    fn admit(
+        &mut self,
+        before: Option<&Arc<Plugin>>,
+        deployed: Option<&Deployed>,
+        key: &Key,
+        terms: Terms,
+    ) -> Result<Arc<Plugin>, RegistryError> {
+        if let Some(before) = before {
+            if before.terms == terms {
+                return Ok(Arc::clone(before));
+            }
+            if let Some(live) = before.live() {
+                return Ok(Arc::new(before.under(terms, live)));
+            }
         }
-        if let Some(live) = before.live() {
-            return Ok(Arc::new(before.under(terms, live)));
+        let (tenant, name) = key;
+        let [own, shared] = paths(&self.registry.folder, tenant, name);
+        let is_own = own.symlink_metadata().is_ok();
+        let path = if is_own { own } else { shared };
+        match self.version(key, deployed, &path, is_own, &terms) {
+            Ok((version, held, refused)) => {
+                let refused = refused.map(|why| format!("{}: {why}", path.display()));
+                Ok(Arc::new(Plugin::new(terms, Some(Arc::new(version)), refused, held)))
+            }
+            // It was refused, and still is.
+            Err(why) if before.is_some() => {
+                let refused = Some(format!("{}: {why}", path.display()));
+                Ok(Arc::new(Plugin::new(terms, None, refused, Held::default())))
+            }
+            Err(why) => Err(RegistryError { tenant: tenant.clone(), plugin: name.clone(), path, why }),
         }
     }
-    let [own, shared] = paths(folder, tenant, name);
-    let path = if own.symlink_metadata().is_ok() { own } else { shared };
-    let read = file::read(folder, &path, terms.component.bytes_max);
-    match read.and_then(|wasm| Ok(compiler.admit(name, &wasm, &terms)?)) {
-        Ok(version) => Ok(Arc::new(Plugin::new(terms, Some(Arc::new(version)), None))),
-        // It was refused, and still is.
-        Err(why) if before.is_some() => {
-            Ok(Arc::new(Plugin::new(terms, None, Some(format!("{}: {why}", path.display())))))
+
+    /// The version that is to be live: what was live last, unless its file holds something that the store has not seen
+    /// in it; and why that is not it although it should be.
+    fn version(
+        &mut self,
+        key: &Key,
+        deployed: Option<&Deployed>,
+        path: &Path,
+        is_own: bool,
+        terms: &Terms,
+    ) -> Result<(Version, Held, Option<Unusable>), Unusable> {
+        let found = self.read(path, terms.component.bytes_max);
+        let Some(deployed) = deployed else {
+            let (digest, wasm) = found?;
+            let version = self.compiler.admit(&key.1, &wasm, terms)?;
+            return Ok((version, self.take_note(key, digest, wasm, is_own), None));
+        };
+        // What somebody brought for one tenant, a file for all does not replace.
+        let is_brought = Held::from(deployed).is_brought && deployed.is_own && !is_own;
+        let why_not = match found {
+            Ok((digest, _)) if deployed.file == Some(digest) || is_brought => None,
+            Ok((digest, wasm)) => match self.compiler.admit(&key.1, &wasm, terms) {
+                Ok(version) => return Ok((version, self.take_note(key, digest, wasm, is_own), None)),
+                Err(why) => Some(why.into()),
+            },
+            Err(Unusable::Read(error)) if error.kind() == std::io::ErrorKind::NotFound => Some(Unusable::Gone),
+            Err(why) => Some(why),
+        };
+        let kept = self.registry.wasm(deployed.digest)?;
+        let version = self.compiler.admit(&key.1, &kept, terms)?;
+        Ok((version, deployed.into(), why_not))
+    }
+
+    fn read(&mut self, path: &Path, bytes_max: usize) -> Result<(Hash, Arc<Vec<u8>>), Unusable> {
+        if let Some(known) = self.read.get(path) {
+            return Ok(known.clone());
         }
-        Err(why) => Err(RegistryError { tenant: tenant.clone(), plugin: name.clone(), path, why }),
+        let wasm = Arc::new(file::read(&self.registry.folder, path, bytes_max)?);
+        let read = (Hash::of_bytes(&wasm), wasm);
+        self.read.insert(path.to_owned(), read.clone());
+        Ok(read)
+    }
+
+    fn take_note(&mut self, (tenant, plugin): &Key, digest: Hash, wasm: Arc<Vec<u8>>, is_own: bool) -> Held {
+        let (tenant, plugin) = (tenant.clone(), plugin.clone());
+        self.news.push(Deployment { tenant, plugin, digest, wasm, source: Source::File, is_own, file: Some(digest) });
+        Held { file: Some(digest), is_own, is_brought: false }
     }
 }
 
 impl Plugin {
-    const fn new(terms: Terms, live: Option<Arc<Version>>, refused: Option<String>) -> Self {
-        Self { terms, live: RwLock::new(live), refused: RwLock::new(refused) }
+    fn new(terms: Terms, live: Option<Arc<Version>>, refused: Option<String>, held: Held) -> Self {
+        let (live, refused, held) = (RwLock::new(live), RwLock::new(refused), RwLock::new(held));
+        Self { terms, live, refused, held, watchman: Watchman::default() }
     }
 
     /// The same on other terms: its live version runs on, unless they no longer cover it.
     fn under(&self, terms: Terms, live: Arc<Version>) -> Self {
         match live.covered(&terms.grant, &terms.component) {
-            Ok(()) => Self::new(terms, Some(live), self.refused()),
-            Err(why) => Self::new(terms, None, Some(why.to_string())),
+            Ok(()) => Self::new(terms, Some(live), self.refused(), self.held()),
+            Err(why) => Self::new(terms, None, Some(why.to_string()), self.held()),
         }
     }
 
@@ -117,12 +234,24 @@ impl Plugin {
         self.refused.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(super) fn held(&self) -> Held {
+        *self.held.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// From now on, calls run this version.
-    pub(super) fn go_live(&self, version: Version) {
+    pub(super) fn go_live(&self, version: Version, held: Held) {
         let live = Some(Arc::new(version));
         let before = std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), live);
+        self.watchman.begin_anew();
+        self.hold(held);
+        self.refuse(None);
         // Outside the lock: taking down what was mapped for it takes a moment.
         drop(before);
+    }
+
+    /// The live version is the same, but where it came from is not.
+    pub(super) fn hold(&self, held: Held) {
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = held;
     }
 
     pub(super) fn refuse(&self, why: Option<String>) {
@@ -130,11 +259,19 @@ impl Plugin {
     }
 
     /// Tells the log what is new about it.
-    fn say(&self, (tenant, plugin): &(String, String), before: Option<&Self>) {
+    fn say(&self, (tenant, plugin): &Key, before: Option<&Self>) {
         let digest = |plugin: &Self| plugin.live().map(|version| version.digest);
         match digest(self) {
             Some(digest_now) if before.and_then(digest) != Some(digest_now) => {
                 tracing::info!(tenant, plugin, digest = %digest_now, "plugin live");
+                if let Some(reason) = self.refused() {
+                    tracing::error!(
+                        tenant,
+                        plugin,
+                        reason,
+                        "a plugin's file is not usable: the version before it runs"
+                    );
+                }
             }
             Some(_) => {}
             None if before.is_some_and(|before| before.live().is_none()) => {}

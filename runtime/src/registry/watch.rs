@@ -15,10 +15,11 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio_util::sync::CancellationToken;
 
 use super::file::{self, Print, Unusable};
-use super::plugins::{Plugin, Plugins};
+use super::plugins::{Held, Plugin, Plugins};
 use super::{Registry, paths};
 use crate::effect::Hash;
 use crate::metrics::{Metrics, SwapOutcome};
+use crate::store::{Deployment, Source};
 
 /// Watches the files of all plugins.
 pub struct Watch {
@@ -27,6 +28,8 @@ pub struct Watch {
     /// Those whose files are watched.
     plugins: Arc<Plugins>,
     files: BTreeMap<PathBuf, Watched>,
+    /// The last deployment that the store has told of.
+    seen: i64,
     /// Tells of changes at once; none where the system has no room for another.
     system: Option<RecommendedWatcher>,
 }
@@ -57,7 +60,7 @@ impl Watch {
     /// Watches for the plugins of a registry; nothing happens before [`Watch::run`].
     #[must_use]
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
-        Self { registry, metrics, plugins: Arc::default(), files: BTreeMap::new(), system: None }
+        Self { registry, metrics, plugins: Arc::default(), files: BTreeMap::new(), seen: 0, system: None }
     }
 
     /// Watches until asked to stop. Files are read and compiled off the calling task, one after the other.
@@ -78,16 +81,28 @@ impl Watch {
                 looked = look => looked.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())),
             };
             self = looked.0;
-            let some = async {
-                news.some().await;
-                // Much may happen to one file: it is looked at once.
-                tokio::time::sleep(GATHER).await;
-            };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = news.urgent() => {}
-                () = some => {}
-                () = tokio::time::sleep(looked.1) => {}
+            let look_again = tokio::time::Instant::now() + looked.1;
+            loop {
+                let step = tokio::select! {
+                    () = stop.cancelled() => return,
+                    step = registry.keep_in_step(&self.metrics, self.seen) => step,
+                };
+                match step {
+                    Ok(seen) => self.seen = seen,
+                    Err(error) => tracing::warn!(%error, "plugins are not in step with the store"),
+                }
+                let some = async {
+                    news.some().await;
+                    // Much may happen to one file: it is looked at once.
+                    tokio::time::sleep(GATHER).await;
+                };
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = news.urgent() => break,
+                    () = some => break,
+                    () = tokio::time::sleep_until(look_again) => break,
+                    () = tokio::time::sleep(STEP_EVERY) => {}
+                }
             }
         }
     }
@@ -134,13 +149,17 @@ impl Watch {
         let Self { registry, metrics, files, .. } = self;
         let whole = registry.news.whole();
         let mut next = LOOK_EVERY;
-        for (path, watched) in files {
+        let mut uncovered = Vec::new();
+        for (path, watched) in files.iter_mut() {
             watched.see(Print::of(path));
             let quiet = watched.since.elapsed();
             let (stage, again) = match std::mem::replace(&mut watched.stage, Stage::Settled) {
                 Stage::Moving if quiet < QUIET && !whole.contains(path) => (Stage::Moving, Some(QUIET)),
                 Stage::Moving => match take(registry, metrics, path, watched) {
-                    Ok(()) => (Stage::Settled, None),
+                    Ok(()) => {
+                        uncovered.extend(watched.print.is_none().then(|| watched.plugin.clone()));
+                        (Stage::Settled, None)
+                    }
                     Err(Unusable::Changing) => {
                         watched.since = Instant::now();
                         (Stage::Moving, Some(QUIET))
@@ -157,6 +176,13 @@ impl Watch {
             watched.stage = stage;
             if let Some(again) = again {
                 next = next.min(again.saturating_sub(watched.since.elapsed()));
+            }
+        }
+        // Where a tenant's own file is gone, the one that all share counts.
+        for plugin in uncovered {
+            let shared = files.get_mut(&registry.folder.join(format!("{plugin}.wasm")));
+            if let Some(shared) = shared.filter(|shared| shared.print.is_some()) {
+                (shared.stage, shared.dropped, next) = (Stage::Moving, Instant::now(), Duration::ZERO);
             }
         }
         next
@@ -186,16 +212,23 @@ impl Watched {
         (self.print, self.since, self.dropped, self.stage) = (print, now, dropped, Stage::Moving);
     }
 
-    /// The plugins this file is for, with their tenants: a tenant's own file wins over the shared one.
+    /// The plugins this file is for, with their tenants: a tenant's own file wins over the shared one, and so does what
+    /// was brought for it alone.
     fn plugins(&self, registry: &Registry, path: &Path) -> Vec<(&str, Arc<Plugin>)> {
         let plugins = registry.plugins();
-        let is_for = |tenant: &str| {
+        let is_for = |tenant: &str, plugin: &Plugin| {
             let [own, _] = paths(&registry.folder, tenant, &self.plugin);
-            own == path || own.symlink_metadata().is_err()
+            let held = plugin.held();
+            own == path || (own.symlink_metadata().is_err() && !(held.is_own && held.is_brought))
         };
         let plugin = |tenant: &String| plugins.get(&(tenant.clone(), self.plugin.clone())).cloned();
-        let tenants = self.tenants.iter().filter(|tenant| is_for(tenant));
-        tenants.filter_map(|tenant| Some((tenant.as_str(), plugin(tenant)?))).collect()
+        let plugins = self.tenants.iter().filter_map(|tenant| Some((tenant.as_str(), plugin(tenant)?)));
+        plugins.filter(|(tenant, plugin)| is_for(tenant, plugin)).collect()
+    }
+
+    /// Whether this is a file of one tenant.
+    fn is_own(&self, registry: &Registry, path: &Path) -> bool {
+        path.parent() != Some(&registry.folder)
     }
 }
 
@@ -233,19 +266,46 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
     if plugins.is_empty() {
         return Ok(());
     }
+    let is_own = watched.is_own(registry, path);
     if watched.print.is_none() {
-        tracing::warn!(plugin = name, path = %path.display(), "a plugin's file is gone: its running version stays");
-        plugins.iter().filter(|(_, plugin)| plugin.live().is_some()).for_each(|(_, plugin)| plugin.refuse(None));
+        let shared = registry.folder.join(format!("{name}.wasm"));
+        if !is_own || shared.symlink_metadata().is_err() {
+            tracing::warn!(plugin = name, path = %path.display(), "{GONE}");
+            let gone = format!("{}: {}", path.display(), Unusable::Gone);
+            plugins.iter().filter(|(_, plugin)| plugin.live().is_some()).for_each(|(_, plugin)| {
+                plugin.refuse(Some(gone.clone()));
+            });
+        }
         return Ok(());
     }
     let bytes_max = plugins.iter().map(|(_, plugin)| plugin.terms.component.bytes_max).max();
     let wasm = file::read(&registry.folder, path, bytes_max.unwrap_or_default())?;
-    let digest = Hash::of_bytes(&wasm);
-    let (same, new): (Vec<_>, Vec<_>) =
-        plugins.into_iter().partition(|(_, plugin)| plugin.live().is_some_and(|live| live.digest == digest));
-    for (tenant, plugin) in same {
+    let (digest, wasm) = (Hash::of_bytes(&wasm), Arc::new(wasm));
+    // What was seen in it before is no news: somebody may have gone back since.
+    let is_known = |plugin: &Plugin| plugin.live().is_some() && plugin.held().file == Some(digest);
+    let (known, new): (Vec<_>, Vec<_>) = plugins.into_iter().partition(|(_, plugin)| is_known(plugin));
+    for (tenant, plugin) in known {
         plugin.refuse(None);
-        tracing::debug!(tenant, plugin = name, %digest, "this version is live already");
+        tracing::debug!(tenant, plugin = name, %digest, "this version is known already");
+    }
+    let note = |tenant: &str| {
+        let (tenant, plugin, wasm) = (tenant.to_owned(), name.clone(), Arc::clone(&wasm));
+        registry.record([Deployment {
+            tenant,
+            plugin,
+            digest,
+            wasm,
+            source: Source::File,
+            is_own,
+            file: Some(digest),
+        }]);
+        Held { file: Some(digest), is_own, is_brought: false }
+    };
+    let is_live = |plugin: &Plugin| plugin.live().is_some_and(|live| live.digest == digest);
+    let (live, new): (Vec<_>, Vec<_>) = new.into_iter().partition(|(_, plugin)| is_live(plugin));
+    for (tenant, plugin) in live {
+        plugin.hold(note(tenant));
+        plugin.refuse(None);
     }
     if new.is_empty() {
         return Ok(());
@@ -256,8 +316,7 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
     for (tenant, plugin) in new {
         match compiler.admit(name, &wasm, &plugin.terms) {
             Ok(version) => {
-                plugin.go_live(version);
-                plugin.refuse(None);
+                plugin.go_live(version, note(tenant));
                 metrics.swap(name, SwapOutcome::Live);
                 let ms = u64::try_from(watched.dropped.elapsed().as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(tenant, plugin = name, %digest, path = %path.display(), ms, "plugin live");
@@ -287,6 +346,7 @@ fn refuse(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched
     tracing::error!(plugin = name, path = %path.display(), reason = %why, "{REFUSED}");
 }
 
+const GONE: &str = "a plugin's file is gone: its running version stays";
 const REFUSED: &str = "a plugin's file is not usable: its running version stays";
 /// For how long nothing happens to a file before it is read.
 const QUIET: Duration = Duration::from_millis(100);
@@ -294,5 +354,7 @@ const QUIET: Duration = Duration::from_millis(100);
 const DOUBT: Duration = Duration::from_secs(1);
 /// A burst of news is one.
 const GATHER: Duration = Duration::from_millis(10);
+/// How often the store is asked what is new: a rollback is live within a second.
+const STEP_EVERY: Duration = Duration::from_millis(250);
 /// How often files are looked at when there is no news of them.
 const LOOK_EVERY: Duration = Duration::from_secs(10);

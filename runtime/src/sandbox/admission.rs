@@ -79,8 +79,13 @@ pub enum AdmissionError {
     #[error("it imports {0:?}, which no plugin may")]
     UnknownImport(String),
     /// It imports what its grant does not cover.
-    #[error("its grant does not cover what it imports: {}", .0.join(", "))]
-    NotGranted(Vec<String>),
+    #[error("its grant does not cover what it imports: {}", missing(.plugin, .capabilities))]
+    NotGranted {
+        /// The plugin's name.
+        plugin: String,
+        /// What is missing in its grant.
+        capabilities: Vec<String>,
+    },
     /// It is no plugin.
     #[error("it does not fit the world pulse:notifier/plugin: {0}")]
     World(String),
@@ -99,7 +104,7 @@ impl AdmissionError {
             | Self::Refused(_)
             | Self::Exhausting { .. }
             | Self::Host(_) => true,
-            Self::UnknownImport(_) | Self::NotGranted(_) | Self::World(_) => false,
+            Self::UnknownImport(_) | Self::NotGranted { .. } | Self::World(_) => false,
         }
     }
 }
@@ -123,7 +128,7 @@ pub(super) fn admit(
     limits: &ComponentLimits,
 ) -> Result<Version, AdmissionError> {
     let Compiled { digest, imports, census, component } = compiled;
-    covered(imports, census, grant, limits)?;
+    covered(name, imports, census, grant, limits)?;
     let pre = linker.instantiate_pre(component).and_then(PluginPre::new);
     let pre = pre.map_err(|error| AdmissionError::World(whole(&error)))?;
     Ok(Version { name: name.to_owned(), digest: *digest, imports: imports.clone(), census: *census, pre })
@@ -135,14 +140,38 @@ impl Version {
     /// # Errors
     /// [`AdmissionError`], with what is missing.
     pub fn covered(&self, grant: &Grant, limits: &ComponentLimits) -> Result<(), AdmissionError> {
-        covered(&self.imports, &self.census, grant, limits)
+        covered(&self.name, &self.imports, &self.census, grant, limits)
     }
 }
 
-fn covered(imports: &[String], census: &Census, grant: &Grant, limits: &ComponentLimits) -> Result<(), AdmissionError> {
+fn covered(
+    plugin: &str,
+    imports: &[String],
+    census: &Census,
+    grant: &Grant,
+    limits: &ComponentLimits,
+) -> Result<(), AdmissionError> {
     census.within(limits)?;
-    let missing: Vec<_> = imports.iter().filter(|capability| !grant.covers(capability)).cloned().collect();
-    if missing.is_empty() { Ok(()) } else { Err(AdmissionError::NotGranted(missing)) }
+    let capabilities: Vec<_> = imports.iter().filter(|capability| !grant.covers(capability)).cloned().collect();
+    match capabilities.is_empty() {
+        true => Ok(()),
+        false => Err(AdmissionError::NotGranted { plugin: plugin.to_owned(), capabilities }),
+    }
+}
+
+/// The capabilities, and what would have to stand in the tenant's file for them.
+fn missing(plugin: &str, capabilities: &[String]) -> String {
+    let tables = capabilities.iter().filter_map(|capability| {
+        let keys = Grant::example(capability)?;
+        Some(format!("\n[plugins.{plugin}.grant.{capability}]\n{keys}"))
+    });
+    let tables: String = tables.collect();
+    let listed = capabilities.join(", ");
+    if tables.is_empty() {
+        listed
+    } else {
+        format!("{listed}. In the tenant's file that would be, for instance:{tables}")
+    }
 }
 
 /// The capabilities a component imports, once everything it imports is known to be harmless or ours.

@@ -1,6 +1,6 @@
 //! What the registry keeps in the store, and who may look: versions, deployments, quarantine, tokens.
 
-use super::rows::{Changed, Deployed, Deployment, Quarantined, RegistryChange, Token, VersionKept};
+use super::rows::{Changed, Deployed, Deployment, FaultSeen, Quarantined, RegistryChange, Token, VersionKept};
 use super::writer::{Write, Written};
 use super::{Store, StoreError, sqlite};
 use crate::effect::Hash;
@@ -39,6 +39,20 @@ impl Store {
     /// [`StoreError::Read`].
     pub async fn wasm(&self, digest: Hash) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(sqlite::registry::wasm(&self.reader, digest).await?)
+    }
+
+    /// The last faults of a version, the latest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn last_faults(
+        &self,
+        tenant: &str,
+        plugin: &str,
+        digest: Hash,
+        limit: u32,
+    ) -> Result<Vec<FaultSeen>, StoreError> {
+        Ok(sqlite::registry::last_faults(&self.reader, tenant, plugin, digest, limit).await?)
     }
 
     /// All versions in quarantine.

@@ -100,7 +100,10 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
             Written::Nothing
         }
-        Write::Prune { before_ms } => events::prune(connection, *before_ms).await?,
+        Write::Prune { before_ms } => {
+            registry::prune(connection).await?;
+            events::prune(connection, *before_ms).await?
+        }
         Write::Bindings { queue, bindings } => {
             Written::Bindings(bindings::bindings(connection, queue, bindings).await?)
         }

@@ -147,6 +147,17 @@ fn the_examples_ceiling_is_what_there_is_room_for() {
 }
 
 #[test]
+fn what_a_refused_plugin_is_told_to_want_can_be_pasted() {
+    for capability in ["email", "sns", "s3", "irc", "amqp"] {
+        let keys = crate::grant::Grant::example(capability).unwrap();
+        let text = format!("{EXAMPLE}\n[tenants.release.plugins.new.grant.{capability}]\n{keys}\n");
+        let config = read_text(&text).unwrap();
+        assert!(config.tenants[0].plugins["new"].grant.covers(capability), "{capability}");
+    }
+    assert_eq!(crate::grant::Grant::example("log"), None);
+}
+
+#[test]
 fn the_examples_limits_are_the_usual_ones() {
     let config = read_text(EXAMPLE).unwrap();
     assert_eq!(config.tenants[0].plugins["smtp"].limits, crate::sandbox::Limits::default());

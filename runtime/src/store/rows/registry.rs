@@ -45,8 +45,6 @@ pub enum RegistryChange {
         /// The token's id.
         id: String,
     },
-    /// Versions of long ago are forgotten.
-    Prune,
 }
 
 /// What came of it.
@@ -158,6 +156,15 @@ pub struct VersionKept {
     pub is_own: bool,
     /// Its size.
     pub bytes: i64,
+}
+
+/// A fault of a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultSeen {
+    /// The task it was about.
+    pub task_id: String,
+    /// What it was.
+    pub reason: String,
 }
 
 /// A version that is not run.

@@ -7,7 +7,7 @@ use super::{Result, hash, signed};
 use crate::effect::Hash;
 use crate::store::now_ms;
 use crate::store::rows::{
-    Changed, Deployed, Deployment, Quarantined, RegistryChange, Source, Token, VersionKept, VersionWish,
+    Changed, Deployed, Deployment, FaultSeen, Quarantined, RegistryChange, Source, Token, VersionKept, VersionWish,
 };
 
 pub(super) async fn apply(connection: &mut SqliteConnection, change: &RegistryChange) -> Result<Changed> {
@@ -37,7 +37,6 @@ pub(super) async fn apply(connection: &mut SqliteConnection, change: &RegistryCh
             let delete = sqlx::query("DELETE FROM token WHERE id = ?").bind(id);
             Ok(changed(delete.execute(connection).await?.rows_affected()))
         }
-        RegistryChange::Prune => prune(connection).await,
     }
 }
 
@@ -146,14 +145,15 @@ async fn quarantine(connection: &mut SqliteConnection, quarantined: &Quarantined
 }
 
 /// Forgets the deployments of long ago, and versions that none speaks of any more.
-async fn prune(connection: &mut SqliteConnection) -> Result<Changed> {
+pub(super) async fn prune(connection: &mut SqliteConnection) -> Result<()> {
     let deployments = sqlx::query(
         "DELETE FROM deployment WHERE seq IN (SELECT seq FROM (SELECT seq, ROW_NUMBER() OVER \
          (PARTITION BY tenant, plugin ORDER BY seq DESC) AS place FROM deployment) WHERE place > ?)",
     );
     deployments.bind(DEPLOYMENTS_KEPT).execute(&mut *connection).await?;
     let versions = "DELETE FROM version WHERE NOT EXISTS (SELECT 1 FROM deployment d WHERE d.digest = version.digest)";
-    Ok(changed(sqlx::query(versions).execute(connection).await?.rows_affected()))
+    sqlx::query(versions).execute(connection).await?;
+    Ok(())
 }
 
 pub(in crate::store) async fn deployments(reader: &SqlitePool, after: i64) -> Result<Vec<Deployed>> {
@@ -196,6 +196,24 @@ pub(in crate::store) async fn history(reader: &SqlitePool, tenant: &str, plugin:
 pub(in crate::store) async fn wasm(reader: &SqlitePool, digest: Hash) -> Result<Option<Vec<u8>>> {
     let query = sqlx::query_scalar("SELECT wasm FROM version WHERE digest = ?").bind(digest.as_bytes().to_vec());
     query.fetch_optional(reader).await
+}
+
+pub(in crate::store) async fn last_faults(
+    reader: &SqlitePool,
+    tenant: &str,
+    plugin: &str,
+    digest: Hash,
+    limit: u32,
+) -> Result<Vec<FaultSeen>> {
+    let query = "SELECT e.task_id, i.reason FROM invocation i JOIN event e ON e.id = i.event_id \
+                 WHERE i.state = 'faulted' AND i.plugin = ? AND i.digest = ? AND i.tenant = ? \
+                 ORDER BY i.id DESC LIMIT 0 + ?";
+    let query = sqlx::query(query).bind(plugin).bind(digest.as_bytes().to_vec()).bind(tenant).bind(limit);
+    let fault = |row: &SqliteRow| {
+        let reason: Vec<u8> = row.try_get("reason")?;
+        Ok(FaultSeen { task_id: row.try_get("task_id")?, reason: String::from_utf8_lossy(&reason).into_owned() })
+    };
+    query.fetch_all(reader).await?.iter().map(fault).collect()
 }
 
 pub(in crate::store) async fn quarantined(reader: &SqlitePool) -> Result<Vec<Quarantined>> {
