@@ -15,3 +15,8 @@ pub(crate) fn causes(error: &dyn Error) -> String {
     }
     text
 }
+
+/// The error of this kind among an error and its causes.
+pub(crate) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    error.downcast_ref::<E>().or_else(|| find(error.source()?))
+}

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use reqwest::header::HeaderMap;
 use url::Url;
 
 pub use environment::Environment;
@@ -96,6 +97,8 @@ pub enum Account {
     Irc(IrcAccount),
     /// The exchanges of a broker.
     Amqp(Broker),
+    /// A receiver on the web, or how to post to those that plugins name.
+    Webhook(WebhookAccount),
 }
 
 impl Account {
@@ -108,6 +111,7 @@ impl Account {
             Self::S3(_) => "s3",
             Self::Irc(_) => "irc",
             Self::Amqp(_) => "amqp",
+            Self::Webhook(_) => "webhook",
         }
     }
 }
@@ -213,25 +217,38 @@ pub struct IrcAccount {
     pub line_every: Duration,
 }
 
-/// A text that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+/// How to post to receivers on the web.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WebhookAccount {
+    /// The one receiver; none when plugins name the addresses themselves.
+    pub url: Option<Secret<Url>>,
+    /// What is said in every post, secrets of ours among it; as sensitive values, which are not shown.
+    pub headers: HeaderMap,
+    /// What posts are signed with, when the receiver wants to know that they are ours.
+    pub hmac_secret: Option<Secret>,
+    /// Whether a receiver may be in a private network or on this machine.
+    pub private: bool,
+}
 
-impl Secret {
-    /// Keeps a text from being shown.
+/// A text, or another thing, that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret<T = String>(T);
+
+impl<T> Secret<T> {
+    /// Keeps it from being shown.
     #[must_use]
-    pub const fn new(text: String) -> Self {
-        Self(text)
+    pub const fn new(hidden: T) -> Self {
+        Self(hidden)
     }
 
-    /// The text, for whoever must present it.
+    /// What is hidden, for whoever must present it.
     #[must_use]
-    pub fn expose(&self) -> &str {
+    pub const fn expose(&self) -> &T {
         &self.0
     }
 }
 
-impl fmt::Debug for Secret {
+impl<T> fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("…")
     }

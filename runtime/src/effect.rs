@@ -84,6 +84,8 @@ pub enum Effect {
     Irc(Irc),
     /// A message to one exchange.
     Amqp(Amqp),
+    /// A post to one receiver.
+    Webhook(Webhook),
 }
 
 impl Effect {
@@ -96,6 +98,7 @@ impl Effect {
             Self::S3(_) => "s3",
             Self::Irc(_) => "irc",
             Self::Amqp(_) => "amqp",
+            Self::Webhook(_) => "webhook",
         }
     }
 
@@ -108,6 +111,7 @@ impl Effect {
             Self::S3(s3) => &s3.account,
             Self::Irc(irc) => &irc.account,
             Self::Amqp(amqp) => &amqp.account,
+            Self::Webhook(webhook) => &webhook.account,
         }
     }
 
@@ -126,6 +130,7 @@ impl Effect {
             Self::S3(s3) => &s3.key,
             Self::Irc(irc) => &irc.channel,
             Self::Amqp(amqp) => &amqp.exchange,
+            Self::Webhook(webhook) => webhook.to.name(),
         }
     }
 
@@ -142,6 +147,10 @@ impl Effect {
             Self::Irc(irc) => irc.channel.len() + irc.lines.iter().map(String::len).sum::<usize>(),
             Self::Amqp(amqp) => {
                 amqp.exchange.len() + amqp.routing_key.len() + amqp.content_type.len() + amqp.body.len()
+            }
+            Self::Webhook(webhook) => {
+                let headers = webhook.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+                webhook.to.name().len() + webhook.content_type.len() + headers + webhook.body.len()
             }
         }
     }
@@ -249,6 +258,43 @@ pub struct Amqp {
     pub hops: u32,
     /// Whether it counts as delivered when no queue is bound for it.
     pub unrouted: bool,
+}
+
+/// A post to one receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Webhook {
+    /// The account that makes it, with its secrets.
+    pub account: String,
+    /// Who is told.
+    pub to: Receiver,
+    /// Its content type.
+    pub content_type: String,
+    /// Further headers, their names in small letters.
+    pub headers: Vec<(String, String)>,
+    /// Its body.
+    #[serde(with = "text_or_bytes")]
+    pub body: Vec<u8>,
+}
+
+/// Who a post is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Receiver {
+    /// The one whose address the account has; this is what the plugin calls it.
+    Endpoint(String),
+    /// The one at this address.
+    Url(String),
+}
+
+impl Receiver {
+    /// What a plugin calls it: its name or its address.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Endpoint(name) => name,
+            Self::Url(url) => url,
+        }
+    }
 }
 
 /// Lines in one channel, in this order.

@@ -8,6 +8,7 @@ pub mod irc;
 mod pattern;
 pub mod s3;
 pub mod sns;
+pub mod webhook;
 
 use crate::effect::Effect;
 use crate::task_id::TaskId;
@@ -17,6 +18,7 @@ pub use irc::{IrcGrant, IrcRequest};
 pub use pattern::Pattern;
 pub use s3::{S3Grant, S3Request, S3RequestBody};
 pub use sns::{SnsGrant, SnsRequest};
+pub use webhook::{Endpoint, UrlGrant, UrlPattern, WebhookGrant, WebhookRequest};
 
 /// What one plugin of one tenant may ask for. Reads, settings and log lines need no grant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub struct Grant {
     pub irc: Option<IrcGrant>,
     /// The broker, when it may publish there.
     pub amqp: Option<AmqpGrant>,
+    /// The web, when it may post anything there.
+    pub webhook: Option<WebhookGrant>,
 }
 
 /// What the host knows of the event that a request is about.
@@ -63,6 +67,13 @@ impl Grant {
                 routing_keys: vec![Pattern::to_the_letter("*")],
                 ..AmqpGrant::default()
             }),
+            webhook: Some(WebhookGrant {
+                endpoints: to_the_letter().into_iter().map(|name| Endpoint { name, account: account() }).collect(),
+                urls: Some(UrlGrant {
+                    account: account(),
+                    patterns: recipients.iter().filter_map(|text| UrlPattern::new(text)).collect(),
+                }),
+            }),
         }
     }
 
@@ -75,6 +86,7 @@ impl Grant {
             "s3" => self.s3.is_some(),
             "irc" => self.irc.is_some(),
             "amqp" => self.amqp.is_some(),
+            "webhook" => self.webhook.is_some(),
             _ => FREE.contains(&capability),
         }
     }
@@ -118,6 +130,11 @@ impl Grant {
                 Some(grant) if grant.account == amqp.account => grant.target(&amqp.exchange, &amqp.routing_key),
                 _ => Err(not_granted("amqp")),
             },
+            Effect::Webhook(webhook) => match self.webhook.as_ref().map(|grant| grant.account(&webhook.to)) {
+                Some(Ok(account)) if account != webhook.account => Err(not_granted("webhook by that account")),
+                Some(granted) => granted.map(drop),
+                None => Err(not_granted("webhook")),
+            },
         }
     }
 }
@@ -160,7 +177,7 @@ const CONTENT_TYPE_BYTES_MAX: usize = 100;
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::effect::{Hash, Origin};
+    use crate::effect::{Hash, Origin, Receiver};
 
     pub(crate) fn origin() -> Origin {
         let event = Hash::of_bytes(b"event");
@@ -213,7 +230,19 @@ pub(crate) mod tests {
                     exchange: one.clone(),
                     routing_key: other.clone(),
                     content_type: format!("text/{one}"),
-                    body: other.into_bytes(),
+                    body: other.clone().into_bytes(),
+                }),
+                webhook::plan(&grant, &origin, 7, WebhookRequest {
+                    to: Receiver::Url(format!("https://{one}")),
+                    content_type: format!("text/{other}"),
+                    headers: vec![("x-a".into(), other.clone())],
+                    body: one.clone().into_bytes(),
+                }),
+                webhook::plan(&grant, &origin, 8, WebhookRequest {
+                    to: Receiver::Endpoint(one.clone()),
+                    content_type: "text/plain".into(),
+                    headers: vec![(one, other)],
+                    body: Vec::new(),
                 }),
             ];
             for planned in asked.into_iter().flatten().flatten().filter(|planned| planned.refused.is_none()) {
@@ -225,6 +254,10 @@ pub(crate) mod tests {
                     Effect::Sns(sns) => sns.subject.as_deref().into_iter().collect(),
                     Effect::S3(s3) => vec![&s3.content_type],
                     Effect::Amqp(amqp) => vec![&amqp.routing_key, &amqp.content_type],
+                    Effect::Webhook(webhook) => {
+                        let headers = webhook.headers.iter().flat_map(|(name, value)| [name.as_str(), value]);
+                        headers.chain([webhook.content_type.as_str()]).collect()
+                    }
                 };
                 for line in lines {
                     proptest::prop_assert!(!line.contains(char::is_control), "{line:?}");

@@ -24,6 +24,7 @@
 //!
 //! Beside the path, [`taskcluster`] is the one client of Taskcluster, for both halves; [`trial`] tells one plugin of one
 //! event and looks at what it asks for: nothing is sent or kept.
+//! `place` says where a request may go when others say where.
 
 pub mod admin;
 mod amqp;
@@ -38,6 +39,7 @@ pub mod grant;
 mod hostile;
 pub mod intake;
 pub mod metrics;
+mod place;
 pub mod registry;
 pub mod retry;
 pub mod sandbox;

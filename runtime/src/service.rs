@@ -82,7 +82,7 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A destination cannot be made ready.
-    #[error("the SMTP client: {0}")]
+    #[error(transparent)]
     Sink(#[from] SinkError),
 }
 

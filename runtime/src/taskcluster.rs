@@ -4,7 +4,6 @@
 //! had. Nothing is retried and nothing remembered here: whoever asks decides what an absence means.
 
 mod body;
-mod place;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::grant::s3::is_path;
+use crate::place::Reach;
 use crate::task_id::TaskId;
 pub use body::Body;
 
@@ -98,7 +98,7 @@ impl Taskcluster {
                 .no_proxy()
                 .connect_timeout(CONNECT_TIMEOUT)
         };
-        Ok(Self { root, own: builder().build()?, world: builder().dns_resolver(Arc::new(place::GlobalOnly)).build()? })
+        Ok(Self { root, own: builder().build()?, world: builder().dns_resolver(Arc::new(Reach::World)).build()? })
     }
 
     /// Where it is.
@@ -246,7 +246,7 @@ impl Taskcluster {
         if place.origin() == home.origin() {
             return Ok(&self.own);
         }
-        if place::is_out_in_the_world(place) {
+        if Reach::World.covers_place(place) {
             Ok(&self.world)
         } else {
             Err(ReadError::Refused("a place that is not out in the world".into()))

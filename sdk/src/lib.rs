@@ -37,6 +37,7 @@ pub mod settings;
 pub mod sns;
 pub mod summary;
 pub mod taskcluster;
+pub mod webhook;
 
 pub use bindings::pulse::notifier::types::{CollectedLog, EffectId, Event, Failure, Notification, Refusal};
 pub use mail::Mail;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
@@ -148,7 +148,7 @@ async fn answer(mut client: TcpStream, behind: u16, seen: &Mutex<Seen>) -> Resul
 }
 
 /// The next request of a connection, or nothing when there is none.
-async fn read(client: &mut TcpStream) -> Result<Option<Request>> {
+pub(crate) async fn read(client: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<Option<Request>> {
     let mut bytes = Vec::new();
     let head = loop {
         if let Some(length) = head_bytes(&bytes) {

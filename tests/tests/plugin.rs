@@ -202,7 +202,7 @@ fn a_new_plugin_builds_and_passes_its_test_as_it_is() -> Result<()> {
     let sdk = workspace().join("sdk").display().to_string();
     let kinds: [(&str, &[&str]); 3] = [
         ("plain", &[]),
-        ("all-of-it", &["--with", "log,settings,taskcluster,email"]),
+        ("all-of-it", &["--with", "log,settings,taskcluster,email,sns,s3,irc,amqp,webhook"]),
         ("reads", &["--with", "settings,taskcluster"]),
     ];
     for (name, with) in kinds {
@@ -269,7 +269,7 @@ fn a_new_plugin_that_cannot_be_ends_with_78_and_leaves_nothing() -> Result<()> {
         (&["taken", "--sdk", &sdk], "taken: expected a folder that does not exist yet"),
         (&["Upper", "--sdk", &sdk], "expected a name of a-z, then a-z 0-9 _ -, found \"Upper\""),
         (&["../out", "--sdk", &sdk], "found \"../out\""),
-        (&["fine", "--sdk", &sdk, "--with", "email,sms"], "settings, taskcluster, email, irc, log, found \"sms\""),
+        (&["fine", "--sdk", &sdk, "--with", "email,sms"], "settings, taskcluster, email, sns, s3, irc, amqp, webhook, log, found \"sms\""),
         (&["fine", "--sdk", "nowhere"], "nowhere: expected the folder of the SDK"),
         (&["fine"], "name the SDK's folder with --sdk"),
     ];

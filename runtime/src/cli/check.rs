@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::PluginErrors;
-use crate::config::{Account, AwsAccount, Config, DeliveryMode, Environment, SmtpSecurity};
-use crate::grant::Pattern;
+use crate::config::{Account, AwsAccount, Config, DeliveryMode, Environment, Secret, SmtpSecurity};
+use crate::grant::{Endpoint, Pattern, UrlGrant};
 use crate::registry::{Compiler, Registry};
 use crate::sandbox::{Sandbox, Version};
 use crate::tenant::{QueueKind, Tenant};
@@ -78,6 +78,14 @@ fn explained(account: &Account) -> String {
             format!("{}:{}, {security}, {password}, nick {}", irc.host, irc.port, irc.nick)
         }
         Account::Amqp(broker) => format!("{}@{}:{} vhost {}", broker.login, broker.host, broker.port, broker.vhost),
+        Account::Webhook(webhook) => {
+            let url = webhook.url.as_ref().map(Secret::expose);
+            let host = url.map(|url| url.origin().ascii_serialization());
+            let host = host.unwrap_or_else(|| "addresses that plugins name".to_owned());
+            let signed = if webhook.hmac_secret.is_some() { "signed" } else { "not signed" };
+            let private = if webhook.private { ", private networks too" } else { "" };
+            format!("posts to {host}, {signed}, {} headers{private}", webhook.headers.len())
+        }
     }
 }
 
@@ -126,6 +134,15 @@ fn explain_plugin(tenant: &Tenant, version: &Version) {
     if let Some(amqp) = &terms.grant.amqp {
         let (exchanges, keys) = (joined(&amqp.exchanges), joined(&amqp.routing_keys));
         say!("    may publish to {exchanges} with routing keys {keys} by account {}", amqp.account);
+    }
+    if let Some(webhook) = &terms.grant.webhook {
+        for Endpoint { name, account } in &webhook.endpoints {
+            say!("    may post to its endpoint {name} by account {account}");
+        }
+        if let Some(UrlGrant { account, patterns }) = &webhook.urls {
+            let patterns: Vec<_> = patterns.iter().map(ToString::to_string).collect();
+            say!("    may post to {} by account {account}", patterns.join(", "));
+        }
     }
     if let Some(irc) = &terms.grant.irc {
         say!("    may talk in {} by account {}", joined(&irc.channels), irc.account);

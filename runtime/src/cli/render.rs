@@ -15,6 +15,11 @@ pub(super) fn effect(about: &str, state: &str, why_not: Option<&str>, effect: &E
             let lines = vec![amqp.routing_key.clone(), String::from_utf8_lossy(&amqp.body).into_owned()];
             (format!("AMQP {}", amqp.exchange), lines)
         }
+        Effect::Webhook(webhook) => {
+            let headers = webhook.headers.iter().map(|(name, value)| format!("{name}: {value}"));
+            let body = String::from_utf8_lossy(&webhook.body).into_owned();
+            (format!("webhook {}", webhook.to.name()), headers.chain([webhook.content_type.clone(), body]).collect())
+        }
         Effect::Irc(irc) => (format!("IRC {}", irc.channel), irc.lines.iter().map(|line| uncoloured(line)).collect()),
     };
     let lines = why_not.map_or(seen, |why| vec![why.to_owned()]);

@@ -341,6 +341,7 @@ impl World {
                 .map(|topic| SnsGrant { account: SNS_ACCOUNT.into(), topics: vec![Pattern::to_the_letter(topic)] }),
             s3: self.s3.as_ref().map(|_| S3Grant { account: S3_ACCOUNT.into(), keys: any() }),
             irc: self.irc.as_ref().map(|_| IrcGrant { account: IRC_ACCOUNT.into(), channels: vec![Pattern::new("*")] }),
+            webhook: None,
             amqp: self.exchange.as_deref().map(|exchange| AmqpGrant {
                 account: PULSE_ACCOUNT.into(),
                 exchanges: vec![Pattern::to_the_letter(exchange)],

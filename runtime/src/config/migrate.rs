@@ -173,6 +173,8 @@ fn explained_account(file: &mut Writer, account: &Account) {
             file.comment("The broker above.");
             file.text("kind", "amqp");
         }
+        // No variable makes one.
+        Account::Webhook(_) => file.text("kind", "webhook"),
     }
 }
 

@@ -115,6 +115,14 @@ pub(super) fn influx_url(text: &str) -> Option<Url> {
     Url::parse(&url).ok().filter(is_plain)
 }
 
+/// The address of a receiver of posts.
+pub(super) fn receiver(text: &str) -> Option<Url> {
+    let fits = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.fragment().is_none();
+    Url::parse(text).ok().filter(fits)
+}
+
+pub(super) const RECEIVER: &str = "an https URL";
+
 /// An address of the web that holds nobody's password.
 fn is_plain(url: &Url) -> bool {
     matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty() && url.password().is_none()

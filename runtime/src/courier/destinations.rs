@@ -13,6 +13,7 @@ use super::sinks::s3::S3;
 use super::sinks::ses::Ses;
 use super::sinks::smtp::Smtp;
 use super::sinks::sns::Sns;
+use super::sinks::webhook::Webhook;
 use super::sinks::{Sink, SinkError};
 use crate::config::Account;
 use crate::taskcluster::Taskcluster;
@@ -108,6 +109,7 @@ impl Destinations {
             Some(Account::S3(s3)) => Sink::S3(Box::new(S3::new(s3, Arc::clone(&self.taskcluster)).await)),
             Some(Account::Irc(irc)) => Sink::Irc(Irc::start(irc, &self.connections, &self.ended)),
             Some(Account::Amqp(broker)) => Sink::Amqp(Box::new(Amqp::new(broker))),
+            Some(Account::Webhook(account)) => Sink::Webhook(Box::new(Webhook::new(account)?)),
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod s3;
 pub mod ses;
 pub mod smtp;
 pub mod sns;
+pub mod webhook;
 
 use crate::courier::Receipt;
 use crate::effect::Effect;
@@ -20,9 +21,7 @@ use s3::S3;
 use ses::Ses;
 use smtp::Smtp;
 use sns::Sns;
-
-/// Why there is no sink: the platform's certificates cannot be read, or the host is no name.
-pub type SinkError = lettre::transport::smtp::Error;
+use webhook::Webhook;
 
 /// A way to perform effects, with one account.
 pub enum Sink {
@@ -40,6 +39,19 @@ pub enum Sink {
     Irc(Irc),
     /// Messages to exchanges of a broker.
     Amqp(Box<Amqp>),
+    /// Posts to receivers on the web.
+    Webhook(Box<Webhook>),
+}
+
+/// Why there is no sink: the platform's certificates cannot be read, or the host is no name.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// The SMTP client.
+    #[error("start the SMTP client: {0}")]
+    Smtp(#[from] lettre::transport::smtp::Error),
+    /// The client that posts.
+    #[error("start the HTTP client: {0}")]
+    Webhook(#[from] reqwest::Error),
 }
 
 impl Sink {
@@ -55,6 +67,7 @@ impl Sink {
             Self::Sns(_) => sns::CALLS_MAX,
             Self::Amqp(_) => amqp::CHANNELS_MAX,
             Self::S3(_) => s3::OBJECTS_MAX,
+            Self::Webhook(_) => webhook::POSTS_MAX,
         }
     }
 
@@ -68,10 +81,18 @@ impl Sink {
             (Self::S3(account), Effect::S3(s3)) => account.perform(claimed, s3).await,
             (Self::Irc(account), Effect::Irc(irc)) => account.perform(irc).await,
             (Self::Amqp(account), Effect::Amqp(amqp)) => account.perform(claimed.id, amqp).await,
+            (Self::Webhook(account), Effect::Webhook(webhook)) => account.perform(claimed.id, webhook).await,
             // Destinations are named by their capability, so this is a mistake in the configuration's reader.
-            (Self::Smtp(_) | Self::Ses(_) | Self::Sns(_) | Self::S3(_) | Self::Irc(_) | Self::Amqp(_), _) => {
-                Receipt::Suspended("the destination is of another kind".into())
-            }
+            (
+                Self::Smtp(_)
+                | Self::Ses(_)
+                | Self::Sns(_)
+                | Self::S3(_)
+                | Self::Irc(_)
+                | Self::Amqp(_)
+                | Self::Webhook(_),
+                _,
+            ) => Receipt::Suspended("the destination is of another kind".into()),
         }
     }
 }

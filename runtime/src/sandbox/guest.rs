@@ -24,7 +24,7 @@ mod bindings {
 }
 
 pub use bindings::pulse::notifier::types;
-pub(super) use bindings::pulse::notifier::{amqp, email, irc, log, s3, settings, sns, taskcluster};
+pub(super) use bindings::pulse::notifier::{amqp, email, irc, log, s3, settings, sns, taskcluster, webhook};
 pub(super) use bindings::{Plugin, PluginPre};
 
 /// One running guest.

@@ -8,6 +8,7 @@ mod s3;
 mod settings;
 mod sns;
 mod taskcluster;
+mod webhook;
 
 use super::guest::types;
 use crate::grant::Refusal;

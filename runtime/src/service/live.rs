@@ -37,7 +37,7 @@ pub enum ChangeError {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Plugins(Vec<RegistryError>),
     /// A destination that cannot be made ready.
-    #[error("start the SMTP client: {0}")]
+    #[error(transparent)]
     Sink(#[from] SinkError),
 }
 

@@ -16,7 +16,7 @@ use capability::Capability;
 pub(in crate::cli) struct Arguments {
     /// The plugin's name, and the folder to make: a-z, then a-z 0-9 _ -
     name: String,
-    /// What it shall use, separated by commas: email, taskcluster, settings, log
+    /// What it shall use, separated by commas: email, sns, s3, irc, amqp, webhook, taskcluster, settings, log
     #[arg(long, value_name = "CAPABILITIES", value_delimiter = ',', default_value = "email,log")]
     with: Vec<String>,
     /// The folder of the SDK; the one of the checkout around the working directory if not given
@@ -47,6 +47,16 @@ enum Place {
     Alone { sdk: PathBuf },
 }
 
+impl Place {
+    /// How wide the lines of its sources may be.
+    const fn line_width(&self) -> usize {
+        match self {
+            Self::Workspace => 120,
+            Self::Alone { .. } => 100,
+        }
+    }
+}
+
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let name = arguments.name.as_str();
     check_name(name)?;
@@ -59,7 +69,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let case = case(name, &capabilities)?;
     write(&folder, "Cargo.toml", &manifest(name, &place))?;
-    write(&folder, "src/lib.rs", &capability::source(&capabilities))?;
+    write(&folder, "src/lib.rs", &capability::source(&capabilities, place.line_width()))?;
     write(&folder, "cases/failed.json", &case.to_string())?;
     say!("{}", next_steps(name, &place));
     Ok(())

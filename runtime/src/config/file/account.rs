@@ -1,14 +1,21 @@
 //! `[accounts.NAME]`: who we are somewhere, of one kind each.
 
+use std::path::Path;
 use std::time::Duration;
 
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use super::super::document::Section;
 use super::super::value::{
-    ACL, AMQP_NAME, BUCKET, DOMAIN, HOST, LINE, LINE_EVERY, MAIL_ADDRESS, NICK, REGION, line_every,
+    ACL, AMQP_NAME, BUCKET, DOMAIN, HOST, LINE, LINE_EVERY, MAIL_ADDRESS, NICK, RECEIVER, REGION, line_every, receiver,
 };
-use super::super::{Account, AwsAccount, Broker, IrcAccount, S3Account, Sender, SesAccount, SmtpAccount, SmtpSecurity};
+use super::super::{
+    Account, AwsAccount, Broker, IrcAccount, S3Account, Secret, Sender, SesAccount, SmtpAccount, SmtpSecurity,
+    WebhookAccount, read_file,
+};
+use crate::grant::webhook::{is_header_name, is_hosts_own};
+use crate::place::Reach;
 
 /// The kinds of accounts.
 #[derive(Clone, Copy)]
@@ -19,6 +26,7 @@ enum Kind {
     S3,
     Irc,
     Amqp,
+    Webhook,
 }
 
 pub(super) fn account(section: &Section<'_>, broker: &Broker) -> Option<Account> {
@@ -36,6 +44,7 @@ pub(super) fn account(section: &Section<'_>, broker: &Broker) -> Option<Account>
         Kind::S3 => Account::S3(s3(section)),
         Kind::Irc => Account::Irc(irc(section)),
         Kind::Amqp => Account::Amqp(amqp(section, broker)),
+        Kind::Webhook => Account::Webhook(webhook(section)),
     })
 }
 
@@ -154,11 +163,72 @@ fn amqp(section: &Section<'_>, own: &Broker) -> Broker {
     }
 }
 
-const KINDS: [(&str, Kind); 6] = [
+fn webhook(section: &Section<'_>) -> WebhookAccount {
+    let private = section.truth("private", false);
+    let key = if section.has("url_file") { "url_file" } else { "url" };
+    let secret = section.secret("url", "url_file", RECEIVER);
+    let url = secret.as_ref().and_then(|text| receiver(text.expose()));
+    if url.is_none() && secret.is_some() {
+        section.expected_unseen(key, RECEIVER);
+    }
+    let reach = if private { Reach::Private } else { Reach::World };
+    if url.as_ref().is_some_and(|url| !reach.covers_place(url)) {
+        section.problem(key, format!("expected {RECEIVER} out in the world, or private = true for a private network"));
+    }
+    if url.as_ref().is_some_and(|url| url.scheme() == "http") {
+        section.note(key, "posts, and what is secret in them, cross the network in the clear");
+    }
+    if private {
+        section.note("private", "posts may go to private networks and to this machine");
+    }
+    WebhookAccount {
+        url: url.map(Secret::new),
+        headers: headers(section),
+        hmac_secret: section.secret("hmac_secret", "hmac_secret_file", "the secret that posts are signed with"),
+        private,
+    }
+}
+
+/// Headers with their values, here or in files. No value is shown.
+fn headers(section: &Section<'_>) -> HeaderMap {
+    let (table, files) = (section.section("headers"), section.section("headers_files"));
+    let mut headers = HeaderMap::new();
+    let mut insert = |section: &Section<'_>, name: &str, text: &str| {
+        if !is_header_name(name) || is_not_ours(&name.to_ascii_lowercase()) {
+            return section.problem(name, "expected the name of a header that is not set otherwise");
+        }
+        match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(text)) {
+            (Ok(header), Ok(_)) if headers.contains_key(&header) => section.problem(name, "expected it once"),
+            (Ok(header), Ok(mut value)) => {
+                value.set_sensitive(true);
+                headers.insert(header, value);
+            }
+            (Err(_), _) | (_, Err(_)) => section.problem(name, "expected one line of printable ASCII characters"),
+        }
+    };
+    for (name, text) in table.named_texts() {
+        insert(&table, &name, &text);
+    }
+    for (name, path) in files.named_texts() {
+        match read_file(Path::new(&path)) {
+            Ok(text) => insert(&files, &name, text.trim_end_matches(['\r', '\n'])),
+            Err(why) => files.problem(&name, why),
+        }
+    }
+    headers
+}
+
+/// What guests may not set is the operator's where it says who we are, and nobody's where it says how a post travels.
+fn is_not_ours(name: &str) -> bool {
+    is_hosts_own(name) && !matches!(name, "authorization" | "cookie" | "user-agent")
+}
+
+const KINDS: [(&str, Kind); 7] = [
     ("smtp", Kind::Smtp),
     ("ses", Kind::Ses),
     ("sns", Kind::Sns),
     ("s3", Kind::S3),
     ("irc", Kind::Irc),
     ("amqp", Kind::Amqp),
+    ("webhook", Kind::Webhook),
 ];

@@ -9,12 +9,15 @@ use url::Url;
 use super::super::document::Section;
 use super::super::identities::{self, checked};
 use super::super::value::{AMQP_NAME, BUCKET, DEFAULT_STATUSES, NAME, STATUSES, exchange, is_known_status};
-use super::super::{Account, Broker, nearest, read_file};
+use super::super::{Account, Broker, WebhookAccount, nearest, read_file};
 use super::account::account;
 use super::limits;
 use crate::effect::destination;
 use crate::grant::s3::is_path;
-use crate::grant::{AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, SnsGrant};
+use crate::grant::webhook::is_endpoint_name;
+use crate::grant::{
+    AmqpGrant, EmailGrant, Endpoint, Grant, IrcGrant, Pattern, S3Grant, SnsGrant, UrlGrant, UrlPattern, WebhookGrant,
+};
 use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
 use crate::store::Binding;
@@ -196,7 +199,58 @@ fn grant(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> Grant {
                 false => queue.bindings.iter().map(|binding| binding.exchange.clone()).collect(),
             },
         }),
+        webhook: section.optional("webhook").map(|webhook| webhook_grant(&webhook, accounts)),
     }
+}
+
+fn webhook_grant(section: &Section<'_>, accounts: &Accounts) -> WebhookGrant {
+    let table = section.section("endpoints");
+    let mut endpoints = Vec::new();
+    for (name, account) in table.named_texts() {
+        if !is_endpoint_name(&name) {
+            table.problem(&name, format!("expected {}, found another", NAME.what));
+        }
+        if accounts.webhook(&account).is_some_and(|account| account.url.is_none()) {
+            table.problem(&name, "expected an account with a url, found one without");
+        }
+        let account = accounts.checked(&table, &name, &account, "webhook");
+        endpoints.push(Endpoint { name: Pattern::to_the_letter(&name), account });
+    }
+    if !section.has("endpoints") && !section.has("urls") {
+        section.own_problem("expected endpoints, urls or both, found neither");
+    }
+    WebhookGrant { endpoints, urls: url_grant(section, accounts) }
+}
+
+/// Which addresses a plugin may name itself.
+fn url_grant(section: &Section<'_>, accounts: &Accounts) -> Option<UrlGrant> {
+    let named = section.text("account", "the name of an account");
+    let what = "addresses such as https://hooks.example.com/builds/*, * standing for anything";
+    let patterns = section.texts("urls", what).unwrap_or_default();
+    if !section.has("urls") {
+        if section.has("account") {
+            section.problem("account", "expected urls beside it, found nothing");
+        }
+        return None;
+    }
+    let patterns: Vec<_> = patterns.iter().filter_map(|text| {
+        let pattern = UrlPattern::new(text);
+        if pattern.is_none() {
+            section.problem("urls", format!("expected a list of {what}, found something else in it"));
+        }
+        pattern
+    }).collect();
+    let account = named.as_ref().and_then(|name| accounts.webhook(name));
+    if account.is_some_and(|account| account.url.is_some()) {
+        section.problem("account", "expected an account without a url, found one with a receiver of its own");
+    }
+    if patterns.iter().any(UrlPattern::is_any_host) {
+        if account.is_some_and(|account| account.private) {
+            section.problem("urls", "expected hosts where the account is private: else private networks are open to all");
+        }
+        section.note("urls", "the plugin may speak to anyone a task names");
+    }
+    Some(UrlGrant { account: accounts.named(section, "webhook"), patterns })
 }
 
 fn patterns(
@@ -251,6 +305,19 @@ impl Accounts {
             }
             return String::new();
         };
+        self.checked(section, "account", &name, capability)
+    }
+
+    /// The webhook account of this name.
+    fn webhook(&self, name: &str) -> Option<&WebhookAccount> {
+        match self.by_name.get(name) {
+            Some(Some(Account::Webhook(account))) => Some(account),
+            _ => None,
+        }
+    }
+
+    /// The account of this name, which stands under a key.
+    fn checked(&self, section: &Section<'_>, key: &str, name: &str, capability: &str) -> String {
         let fitting = || {
             let is_of = |account: &Account| account.capability() == capability;
             let all = self.by_name.iter().filter(move |(_, account)| account.as_ref().is_some_and(is_of));
@@ -260,20 +327,20 @@ impl Accounts {
             none if none.is_empty() => format!("an account for {capability} (the tenant has none)"),
             names => format!("an account for {capability}: {}", names.join(", ")),
         };
-        match self.by_name.get(&name) {
+        match self.by_name.get(name) {
             Some(Some(account)) if account.capability() != capability => {
                 section.problem(
-                    "account",
+                    key,
                     format!("expected {list}, found {name}, which is for {}", account.capability()),
                 );
             }
             Some(_) => {}
             None => {
-                let near = nearest(&name, fitting()).map_or_else(String::new, |near| format!(": did you mean {near}?"));
-                section.problem("account", format!("expected {list}, found another name{near}"));
+                let near = nearest(name, fitting()).map_or_else(String::new, |near| format!(": did you mean {near}?"));
+                section.problem(key, format!("expected {list}, found another name{near}"));
             }
         }
-        self.qualified(&name)
+        self.qualified(name)
     }
 }
 

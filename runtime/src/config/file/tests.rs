@@ -6,12 +6,15 @@ use toml::de::{DeTable, DeValue};
 use super::super::{Account, EXAMPLE, Secret};
 use super::*;
 
-const ENVIRONMENT: [(&str, &str); 5] = [
+const ENVIRONMENT: [(&str, &str); 8] = [
     ("PULSE_PASSWORD", "hunter1"),
     ("SMTP_PASSWD", "hunter2"),
     ("AWS_SECRET", "hunter3"),
     ("IRC_PASS", "hunter4"),
     ("RABBITMQ_PASSWORD", "hunter5"),
+    ("SLACK_URL", "https://hooks.example.com/hunter6"),
+    ("SLACK_TOKEN", "hunter7"),
+    ("SLACK_HMAC", "hunter8"),
 ];
 
 const LEAST: &str = r##"
@@ -73,7 +76,7 @@ fn keys(table: &DeTable<'_>, general: &str, keys_found: &mut BTreeSet<String>) {
         if !named {
             keys_found.insert(path.clone());
         }
-        let is_free = ["identities", "settings", "settings_files", "sources"].contains(&key);
+        let is_free = ["identities", "settings", "settings_files", "sources", "headers", "headers_files", "endpoints"].contains(&key);
         if let (DeValue::Table(table), false) = (value.get_ref(), is_free) {
             keys(table, &path, keys_found);
         }
@@ -92,7 +95,9 @@ fn the_example_is_a_good_configuration() {
             "email/release.mail",
             "irc/release.chat",
             "s3/release.logs",
-            "sns/release.topics"
+            "sns/release.topics",
+            "webhook/release.slack",
+            "webhook/release.web"
         ]
     );
     let Account::Smtp(smtp) = &config.accounts["email/release.mail"] else { panic!() };
@@ -247,7 +252,7 @@ fn a_problem_names_file_line_key_and_what_was_expected() {
         (
             "\"smtp\"",
             "\"stmp\"",
-            "tenants.one.accounts.mail.kind: expected one of smtp, ses, sns, s3, irc, amqp, found \"stmp\": did you mean smtp?",
+            "tenants.one.accounts.mail.kind: expected one of smtp, ses, sns, s3, irc, amqp, webhook, found \"stmp\": did you mean smtp?",
         ),
         ("ci@example.com", "nobody", "tenants.one.accounts.mail.from: expected a mail address, found \"nobody\""),
         (
@@ -397,6 +402,62 @@ fn an_amqp_account_of_which_nothing_is_said_is_the_broker() {
     let config = read_text(&text).unwrap();
     assert_eq!(config.accounts["amqp/one.pulse"], Account::Amqp(config.broker.clone()));
     assert_eq!(problems(&format!("{text}port = 1\n")).len(), 3, "host, login, password");
+}
+
+fn with_webhook(account: &str, grant: &str) -> String {
+    format!(
+        "{}\n[tenants.one.accounts.web]\nkind = \"webhook\"\n{account}\n[tenants.one.plugins.smtp.grant.webhook]\n{grant}\n",
+        least()
+    )
+}
+
+#[test]
+fn a_webhook_is_a_receiver_with_its_secrets_or_a_way_to_post_where_plugins_say() {
+    let account = "url = \"https://hooks.example.com/hunter1\"\nheaders = { X-Token = \"hunter2\" }\nhmac_secret = \"hunter3\"";
+    let config = read_text(&with_webhook(account, "endpoints = { alerts = \"web\" }")).unwrap();
+    let Account::Webhook(web) = &config.accounts["webhook/one.web"] else { panic!() };
+    assert_eq!(web.url.as_ref().unwrap().expose().as_str(), "https://hooks.example.com/hunter1");
+    assert_eq!(web.headers["x-token"], "hunter2");
+    assert!(!format!("{config:?}").contains("hunter"));
+    let urls = "account = \"web\"\nurls = [\"https://hooks.example.com\"]";
+    let config = read_text(&with_webhook("private = true", urls)).unwrap();
+    let Account::Webhook(web) = &config.accounts["webhook/one.web"] else { panic!() };
+    assert!(web.url.is_none() && web.private);
+}
+
+#[test]
+fn what_makes_no_webhook_says_why() {
+    let (url, endpoints) = ("url = \"https://hooks.example.com/hunter1\"", "endpoints = { alerts = \"web\" }");
+    let urls = "account = \"web\"\nurls = [\"https://hooks.example.com\"]";
+    for (account, grant, expected) in [
+        ("url = \"hunter1\"", endpoints, "accounts.web.url: expected an https URL, found a text"),
+        ("url = \"ftp://hunter1/\"", endpoints, "accounts.web.url: expected an https URL, found a text"),
+        ("url = 1", endpoints, "accounts.web.url: expected an https URL, found a whole number"),
+        ("url = \"https://10.0.0.1/hunter1\"", endpoints, "out in the world, or private = true"),
+        ("url = \"https://169.254.169.254/\"\nprivate = true", endpoints, "out in the world, or private = true"),
+        ("url_file = \"/nowhere\"", endpoints, "accounts.web.url_file: read /nowhere"),
+        (&format!("{url}\nurl_file = \"a\""), endpoints, "expected one of url and url_file, found both"),
+        (&format!("{url}\nheaders = {{ Host = \"hunter2\" }}"), endpoints, "headers.Host: expected the name of a header"),
+        (&format!("{url}\nheaders = {{ \"a b\" = \"c\" }}"), endpoints, "expected the name of a header"),
+        (&format!("{url}\nheaders = {{ a = \"hunter2\\n\" }}"), endpoints, "headers.a: expected one line"),
+        (&format!("{url}\nheaders = {{ a = \"b\", A = \"b\" }}"), endpoints, "expected it once"),
+        (&format!("{url}\nheaders = [\"a: b\"]"), endpoints, "headers: expected a table, found a list"),
+        (&format!("{url}\nprivate = \"yes\""), endpoints, "private: expected true or false"),
+        (url, "", "grant.webhook: expected endpoints, urls or both, found neither"),
+        (url, "endpoints = { \"a b\" = \"web\" }", "expected a name of A-Z a-z 0-9 - _"),
+        (url, "endpoints = { alerts = \"wep\" }", "endpoints.alerts: expected an account for webhook: web, found another name: did you mean web?"),
+        (url, "endpoints = { alerts = \"mail\" }", "found mail, which is for email"),
+        ("", endpoints, "endpoints.alerts: expected an account with a url"),
+        (url, urls, "account: expected an account without a url"),
+        ("", "urls = [\"https://hooks.example.com\"]", "account: expected the name of an account"),
+        ("", "account = \"web\"", "account: expected urls beside it"),
+        ("", "account = \"web\"\nurls = [\"hooks.example.com\"]", "urls: expected a list of addresses"),
+        ("private = true", "account = \"web\"\nurls = [\"*\"]", "urls: expected hosts where the account is private"),
+    ] {
+        let found = problems(&with_webhook(account, grant));
+        assert!(found.iter().any(|problem| problem.contains(expected)), "{account} {grant}: {found:#?}");
+        assert!(!found.iter().any(|problem| problem.contains("hunter")), "{found:#?}");
+    }
 }
 
 #[test]

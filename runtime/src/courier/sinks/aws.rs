@@ -15,7 +15,7 @@ use aws_sdk_ses::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use hyper_util::client::legacy::Error as ClientError;
 
-use crate::causes::causes;
+use crate::causes::{causes, find};
 use crate::config::AwsAccount;
 use crate::courier::Receipt;
 use crate::tls::is_about_tls;
@@ -124,10 +124,6 @@ fn answer(status: u16, code: &str, message: &str, meaning: impl FnOnce(&str, &st
 /// The SDK's own error has a place for this and leaves it empty.
 fn was_never_sent(error: &(dyn Error + 'static)) -> bool {
     find::<ClientError>(error).is_some_and(ClientError::is_connect)
-}
-
-fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
-    error.downcast_ref::<E>().or_else(|| find(error.source()?))
 }
 
 /// Foreign words as part of a receipt.
