@@ -35,8 +35,10 @@ struct Readiness {
     queues: BTreeMap<String, &'static str>,
     /// Destinations that wait for a person, with the reason. They do not make the service unready.
     suspended: BTreeMap<String, String>,
-    /// Plugins whose file holds something that cannot run, with the reason; another version of them runs.
+    /// Plugins that do not run, or not in the version their file holds, with the reason.
     refused: BTreeMap<String, String>,
+    /// What is wrong with the configuration as it is now; another one is in effect.
+    problems: Vec<String>,
 }
 
 impl Admin {
@@ -78,7 +80,8 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     };
     let ready = store_ready && consuming && readable;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let readiness = Readiness { ready, store, queues, suspended, refused: admin.live.registry.refused() };
+    let (refused, problems) = (admin.live.registry.refused(), admin.live.problems());
+    let readiness = Readiness { ready, store, queues, suspended, refused, problems };
     let text = serde_json::to_string_pretty(&readiness).unwrap_or_default();
     (status, [(CONTENT_TYPE, "application/json")], text + "\n").into_response()
 }

@@ -10,6 +10,7 @@ mod effects;
 mod events;
 pub(super) mod figures;
 mod invocations;
+mod withdrawn;
 
 use std::path::Path;
 use std::time::Duration;
@@ -98,6 +99,7 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
             Written::Nothing
         }
+        Write::Withdraw(withdrawn) => Written::Count(withdrawn::withdraw(connection, withdrawn, now_ms()).await?),
         Write::Prune { before_ms } => events::prune(connection, *before_ms).await?,
         Write::Bindings { queue, bindings } => {
             Written::Bindings(bindings::bindings(connection, queue, bindings).await?)

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::queue::Queue;
 use super::rows::{
     Binding, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation, Outcome, Retried, Room,
-    Settled, Verdict,
+    Settled, Verdict, Withdrawn,
 };
 use super::{Health, StoreError, sqlite};
 
@@ -25,6 +25,7 @@ pub(super) enum Write {
     Finish(Finished),
     Renew { owner: String, effects: Vec<i64> },
     ProbeNow,
+    Withdraw(Withdrawn),
     Prune { before_ms: i64 },
     Bindings { queue: String, bindings: Vec<Binding> },
     Unbound { queue: String, binding: Binding },
@@ -80,6 +81,7 @@ pub(super) enum Written {
     Retries(Vec<DueRetry>),
     Claimed(Vec<Claimed>),
     Bindings(Vec<Binding>),
+    Count(u64),
 }
 
 type Reply = oneshot::Sender<Result<Written, StoreError>>;

@@ -18,7 +18,7 @@ use crate::grant::{AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, Sns
 use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
 use crate::store::Binding;
-use crate::tenant::{LogCollection, PluginTerms, Queue, QueueKind, Tenant};
+use crate::tenant::{LogCollection, PluginTerms, Queue, QueueKind, Tenant, account_of};
 
 pub(super) fn tenant(
     section: &Section<'_>,
@@ -260,9 +260,8 @@ impl Accounts {
         Self { tenant: tenant.to_owned(), by_name }
     }
 
-    /// Its name among all tenants' accounts. `default` is the tenant that variables make, whose accounts are the first.
     fn qualified(&self, name: &str) -> String {
-        if self.tenant == "default" { name.to_owned() } else { format!("{}.{name}", self.tenant) }
+        account_of(&self.tenant, name)
     }
 
     /// The account that a grant names.
