@@ -96,12 +96,9 @@ impl Live {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From now on, this is what is wrong with it. Whether that is news.
-    pub fn found(&self, problems: Vec<String>) -> bool {
-        let mut known = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_news = *known != problems;
-        *known = problems;
-        is_news
+    /// From now on, this is what is wrong with it.
+    pub fn found(&self, problems: Vec<String>) {
+        *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
     }
 }
 

@@ -160,15 +160,16 @@ impl Reload {
 
     /// Tells whoever looks, once, what is wrong, or that nothing is any more.
     fn say(&self, found: Vec<String>) {
-        if !self.live.found(found.clone()) {
+        if self.live.problems() == found {
             return;
         }
         if found.is_empty() {
             tracing::info!("{IN_EFFECT}");
         }
-        for problem in found {
+        for problem in &found {
             tracing::error!(problem, "a problem in the configuration: nothing changes");
         }
+        self.live.found(found);
     }
 }
 
