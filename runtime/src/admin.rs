@@ -35,10 +35,12 @@ struct Readiness {
     queues: BTreeMap<String, &'static str>,
     /// Destinations that wait for a person, with the reason. They do not make the service unready.
     suspended: BTreeMap<String, String>,
-    /// Plugins whose file holds something that cannot run, with the reason; another version of them runs.
+    /// Plugins that do not run, or not in the version their file holds, with the reason.
     refused: BTreeMap<String, String>,
     /// Plugins that are not run because they faulted too often, with the reason.
     quarantined: BTreeMap<String, String>,
+    /// What is wrong with the configuration as it is now; another one is in effect.
+    problems: Vec<String>,
 }
 
 impl Admin {
@@ -81,8 +83,8 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let ready = store_ready && consuming && readable;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let registry = &admin.live.registry;
-    let (refused, quarantined) = (registry.refused(), registry.quarantined());
-    let readiness = Readiness { ready, store, queues, suspended, refused, quarantined };
+    let (refused, quarantined, problems) = (registry.refused(), registry.quarantined(), admin.live.problems());
+    let readiness = Readiness { ready, store, queues, suspended, refused, quarantined, problems };
     let text = serde_json::to_string_pretty(&readiness).unwrap_or_default();
     (status, [(CONTENT_TYPE, "application/json")], text + "\n").into_response()
 }

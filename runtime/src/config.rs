@@ -8,6 +8,7 @@ mod findings;
 mod identities;
 mod legacy;
 mod migrate;
+mod source;
 mod surroundings;
 mod value;
 
@@ -21,6 +22,7 @@ use reqwest::header::HeaderMap;
 use url::Url;
 
 pub use environment::Environment;
+pub use source::Source;
 
 use crate::tenant::Tenant;
 
@@ -43,6 +45,8 @@ pub struct Config {
     pub accounts: BTreeMap<String, Account>,
     /// The tenants.
     pub tenants: Vec<Tenant>,
+    /// The folder of the tenants' files, when they have files of their own.
+    pub tenants_folder: Option<PathBuf>,
     /// Where health and metrics are served; nowhere when there is no address.
     pub admin: Option<SocketAddr>,
     /// Where timings go; nowhere when there is no account.
@@ -270,10 +274,16 @@ pub struct Problem {
     pub what: String,
 }
 
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.what)
+    }
+}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} in the configuration", if self.problems.len() == 1 { "a problem" } else { "problems" })?;
-        self.problems.iter().try_for_each(|problem| write!(f, "\n  {}: {}", problem.place, problem.what))
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
     }
 }
 
@@ -286,10 +296,7 @@ impl Config {
     /// # Errors
     /// Every problem found.
     pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
-        match file.or_else(|| environment.text("PN_CONFIG").map(Path::new)) {
-            Some(file) => Self::from_file(file, environment),
-            None => Self::from_environment(environment),
-        }
+        Source::new(file, environment).config(None)
     }
 
     /// Reads a configuration file, and those of the tenants when it names their folder.
@@ -297,7 +304,7 @@ impl Config {
     /// # Errors
     /// Every problem found.
     pub fn from_file(file: &Path, environment: &Environment) -> Result<Self, ConfigError> {
-        file::read(file, environment)
+        Source::new(Some(file), environment).config(None)
     }
 
     /// Reads the configuration that the predecessor's variables, and ours beside them, describe.
@@ -339,6 +346,9 @@ fn default_cache(store: &str) -> PathBuf {
 pub(crate) fn default_root() -> Url {
     legacy::default_root()
 }
+
+/// The tenants' files in a folder, by name.
+pub(crate) use file::files as tenant_files;
 
 /// The known word that a misspelt one probably means.
 fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

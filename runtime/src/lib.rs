@@ -34,6 +34,7 @@ pub mod config;
 pub mod courier;
 pub mod effect;
 pub mod fair;
+mod files;
 pub mod grant;
 #[cfg(test)]
 mod hostile;

@@ -1,19 +1,22 @@
 //! The running service: both halves of the path, started in order and shut down in order.
 
+mod gone;
 mod live;
+mod reload;
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::config::Broker;
+use crate::config::{Broker, Config, Source};
 use crate::courier::Courier;
-use crate::courier::destinations::Destinations;
+use crate::courier::destinations::{Accounts, Destinations};
 use crate::courier::sinks::SinkError;
 use crate::intake::Intake;
 use crate::intake::queues::Queues;
@@ -24,9 +27,11 @@ use crate::registry::{Registry, Watch};
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
 use crate::taskcluster::Taskcluster;
-use crate::tenant::Tenants;
+use crate::tenant::{ByName, Tenants};
 use crate::timing::Timing;
+use gone::Gone;
 pub use live::{ChangeError, Live, Wanted};
+use reload::Reload;
 
 /// Both halves, running.
 pub struct Service {
@@ -95,11 +100,7 @@ impl Service {
         let Parts { store, writer, .. } = parts;
         let tenants = Tenants::new(parts.wanted.tenants);
         store.probe_now().await?;
-        for (destination, effects) in store.waiting().await? {
-            if !parts.wanted.accounts.contains_key(&destination) {
-                tracing::error!(destination, effects, "effects wait for a destination that is no longer configured");
-            }
-        }
+        let gone = gone(&store, &tenants.now(), &parts.wanted.accounts).await?;
         let courier = Arc::new(Courier {
             store: store.clone(),
             tenants: tenants.clone(),
@@ -122,10 +123,22 @@ impl Service {
         destinations.serve(&parts.wanted.accounts, destinations.make(&parts.wanted.accounts).await?);
         let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());
         housekeeping.spawn(courier.keep_house(stop_housekeeping.clone()));
-        let intake = Arc::new(Intake {
+        let problems = Mutex::default();
+        let live = Live {
             tenants: tenants.clone(),
-            tasks: Arc::new(parts.tasks),
             registry: Arc::clone(&parts.registry),
+            destinations,
+            queues: OnceLock::new(),
+            gone,
+            problems,
+        };
+        let live = Arc::new(live);
+        let (end_what_waits, for_store, stop) = (Arc::clone(&live), store.clone(), stop_housekeeping.clone());
+        housekeeping.spawn(async move { end_what_waits.gone.run(&for_store, stop).await });
+        let intake = Arc::new(Intake {
+            tenants,
+            tasks: Arc::new(parts.tasks),
+            registry: parts.registry,
             sandbox: parts.sandbox,
             store: store.clone(),
             metrics: parts.metrics,
@@ -139,16 +152,16 @@ impl Service {
             intake,
             stop_intake,
             close_sources: CancellationToken::new(),
-            stop_courier: destinations.stop.clone(),
+            stop_courier: live.destinations.stop.clone(),
             stop_housekeeping,
             ended,
             sources: TaskTracker::new(),
             handlers,
-            attempts: destinations.attempts.clone(),
+            attempts: live.destinations.attempts.clone(),
             housekeeping,
-            connections: destinations.connections.clone(),
+            connections: live.destinations.connections.clone(),
             writer,
-            live: Arc::new(Live { tenants, registry: parts.registry, destinations, queues: OnceLock::new() }),
+            live,
         })
     }
 
@@ -193,6 +206,17 @@ impl Service {
         let (watching, ended) = (watch.run(self.stop_housekeeping.clone()), self.ended.clone().drop_guard());
         self.housekeeping.spawn(async move {
             watching.await;
+            drop(ended);
+        });
+    }
+
+    /// Keeps who runs in step with the configuration, which was like this at the start: at once when `asked`, and
+    /// whenever the tenants' folder changes, until it is drained.
+    pub fn watch_configuration(&self, source: Source, config: Config, asked: Signal) {
+        let reload = Reload::new(self.live(), source, config, asked);
+        let (reloading, ended) = (reload.run(self.stop_housekeeping.clone()), self.ended.clone().drop_guard());
+        self.housekeeping.spawn(async move {
+            reloading.await;
             drop(ended);
         });
     }
@@ -258,6 +282,16 @@ impl Service {
             tracing::warn!("the database did not take the last writes in time");
         }
     }
+}
+
+/// Those that something waits for since an earlier start, and that are there no more.
+async fn gone(store: &Store, tenants: &ByName, accounts: &Accounts) -> Result<Gone, StoreError> {
+    let (destinations, owners) = store.waited_for().await?;
+    let destinations = destinations.iter().map(String::as_str).filter(|name| !accounts.contains_key(*name));
+    let owners = owners.iter().map(String::as_str).filter(|name| !tenants.contains_key(*name));
+    let gone = Gone::default();
+    gone.note(destinations, owners, |tenant| tenants.contains_key(tenant));
+    Ok(gone)
 }
 
 const WRITER_LIMIT: Duration = Duration::from_secs(5);

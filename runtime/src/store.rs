@@ -10,7 +10,7 @@ mod rows;
 mod sqlite;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -185,6 +185,27 @@ impl Store {
         self.write(Write::ProbeNow).await.map(drop)
     }
 
+    /// Ends what waits for destinations and tenants that are gone: effects are refused, deferred events are dead,
+    /// invocations that asked to be run again are refused. What is being attempted is left to its attempt. How many
+    /// there were.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub async fn withdraw(&self, withdrawn: Withdrawn) -> Result<u64, StoreError> {
+        match self.write(Write::Withdraw(withdrawn)).await? {
+            Written::Count(count) => Ok(count),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    /// The destinations and the tenants for which something waits: effects; events and invocations.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn waited_for(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), StoreError> {
+        Ok(sqlite::figures::waited_for(&self.reader).await?)
+    }
+
     /// Forgets events received before a time, once nothing about them is left to do.
     ///
     /// # Errors
@@ -210,14 +231,6 @@ impl Store {
     /// [`StoreError::Read`].
     pub async fn suspended(&self) -> Result<BTreeMap<String, String>, StoreError> {
         Ok(sqlite::figures::suspended(&self.reader).await?)
-    }
-
-    /// How many effects wait for each destination.
-    ///
-    /// # Errors
-    /// [`StoreError::Read`].
-    pub async fn waiting(&self) -> Result<BTreeMap<String, i64>, StoreError> {
-        Ok(sqlite::figures::waiting(&self.reader).await?)
     }
 
     /// What the database counts for the figures.

@@ -16,6 +16,8 @@ pub use tenants::{ByName, Tenants};
 
 /// Why nothing more is done for a tenant that the operator took away.
 pub const TENANT_REMOVED: &str = "tenant removed";
+/// Why nothing more is sent by an account that the operator took away.
+pub const ACCOUNT_REMOVED: &str = "account removed";
 
 /// One tenant.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,4 +100,34 @@ pub enum QueueKind {
     Classic,
     /// `x-queue-type: quorum`.
     Quorum,
+}
+
+/// An account's name among those of all tenants. `default` is the tenant that variables make, whose accounts are the
+/// first.
+#[must_use]
+pub fn account_of(tenant: &str, name: &str) -> String {
+    if tenant == DEFAULT { name.to_owned() } else { format!("{tenant}.{name}") }
+}
+
+/// Whose account a destination, `email/red.mail` for one, is.
+#[must_use]
+pub fn tenant_of(destination: &str) -> Option<&str> {
+    let (_, account) = destination.split_once('/')?;
+    Some(account.split_once('.').map_or(DEFAULT, |(tenant, _)| tenant))
+}
+
+/// The tenant that variables make.
+const DEFAULT: &str = "default";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_has_one_owner() {
+        for (tenant, name) in [("default", "smtp"), ("red", "mail"), ("a-b", "c_d")] {
+            let destination = crate::effect::destination("email", &account_of(tenant, name));
+            assert_eq!(tenant_of(&destination), Some(tenant), "{destination}");
+        }
+    }
 }

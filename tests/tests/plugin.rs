@@ -269,7 +269,10 @@ fn a_new_plugin_that_cannot_be_ends_with_78_and_leaves_nothing() -> Result<()> {
         (&["taken", "--sdk", &sdk], "taken: expected a folder that does not exist yet"),
         (&["Upper", "--sdk", &sdk], "expected a name of a-z, then a-z 0-9 _ -, found \"Upper\""),
         (&["../out", "--sdk", &sdk], "found \"../out\""),
-        (&["fine", "--sdk", &sdk, "--with", "email,sms"], "settings, taskcluster, email, sns, s3, irc, amqp, webhook, log, found \"sms\""),
+        (
+            &["fine", "--sdk", &sdk, "--with", "email,sms"],
+            "settings, taskcluster, email, sns, s3, irc, amqp, webhook, log, found \"sms\"",
+        ),
         (&["fine", "--sdk", "nowhere"], "nowhere: expected the folder of the SDK"),
         (&["fine"], "name the SDK's folder with --sdk"),
     ];

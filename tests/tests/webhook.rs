@@ -268,7 +268,8 @@ async fn no_redirect_is_followed_wherever_it_leads() -> Result<()> {
         for status in [301, 302, 303, 307, 308] {
             receiver.reply(Reply::Redirect(status, place.to_owned()));
             let receipt = sink.perform(&claimed(Receiver::Endpoint("hook".into()))).await;
-            let is_permanent = matches!(&receipt, Receipt::Permanent(why) if why.ends_with(": redirects are not followed"));
+            let is_permanent =
+                matches!(&receipt, Receipt::Permanent(why) if why.ends_with(": redirects are not followed"));
             assert!(is_permanent, "{status} {place}: {receipt:?}");
         }
     }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use super::PluginErrors;
-use crate::config::{Config, Environment};
+use crate::config::{Environment, Source};
 use crate::intake::task::{HttpTasks, Tasks};
 use crate::metrics::Metrics;
 use crate::registry::{Compiler, Registry};
@@ -21,11 +21,13 @@ use crate::taskcluster::Taskcluster;
 use crate::timing::Timing;
 
 pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
-    let config = Config::load(file, environment)?;
+    let source = Source::new(file, environment);
+    let config = source.config(None)?;
     for note in &config.notes {
         tracing::warn!("{note}");
     }
     let mut signals = Signals::listen()?;
+    let reload = signal(SignalKind::hangup()).context("listen for signals")?;
     let admin = match config.admin {
         Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
             format!(
@@ -50,7 +52,7 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     let parts = Parts {
         store,
         writer,
-        wanted: Wanted::by(&config),
+        wanted: Wanted::by(&config, config.delivery),
         tasks: Tasks::Http(HttpTasks::new(Arc::clone(&taskcluster))),
         sandbox,
         registry,
@@ -61,6 +63,7 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
     };
     let service = Service::start(parts).await.context("start")?;
     service.watch_plugins();
+    service.watch_configuration(source, config.clone(), reload);
     service.consume(&config.broker);
     if let Some(listener) = admin {
         tracing::info!(address = %listener.local_addr()?, "health and metrics: /healthz /readyz /metrics");

@@ -24,16 +24,16 @@ use crate::sandbox::Limits;
 use crate::tenant::Tenant;
 use tenant::tenant;
 
-/// The configuration that a file describes.
-pub(super) fn read(path: &Path, environment: &Environment) -> Result<Config, ConfigError> {
-    parse(&path.display().to_string(), read_bounded(path), environment)
-}
-
-/// The same for its text, or for why there is none.
-fn parse(file: &str, text: Result<String, String>, environment: &Environment) -> Result<Config, ConfigError> {
+/// The configuration that a file's text describes, or why there is none. Tenants are read as the running service's.
+pub(super) fn parse(
+    file: &str,
+    text: Result<&str, &String>,
+    environment: &Environment,
+    running: Option<&Config>,
+) -> Result<Config, ConfigError> {
     let findings = Findings::new(environment);
-    let config = match &text {
-        Ok(text) => service(&findings, file, text),
+    let config = match text {
+        Ok(text) => service(&findings, file, text, running),
         Err(why) => {
             findings.problem(file, 0, "", why);
             None
@@ -56,28 +56,30 @@ fn parse(file: &str, text: Result<String, String>, environment: &Environment) ->
     config.map(|config| Config { notes, ..config }).ok_or(ConfigError { problems: Vec::new() })
 }
 
-fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str) -> Option<Config> {
+fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str, running: Option<&Config>) -> Option<Config> {
     let document = Document::parse(findings, file, text)?;
     let root = document.root("");
     let broker = broker(&root.section("broker"));
     let ceiling = limits::ceiling(&root.section("limits"));
-    let (mut accounts, mut tenants) = (BTreeMap::new(), Vec::new());
+    let own = running.map_or(&broker, |running| &running.broker);
+    let (mut accounts, mut tenants, mut tenants_folder) = (BTreeMap::new(), Vec::new(), None);
     if root.is_text("tenants") {
-        let folder = root.text("tenants", "a directory").unwrap_or_default();
-        match files(Path::new(&folder)) {
+        let folder = PathBuf::from(root.text("tenants", "a directory").unwrap_or_default());
+        match files(&folder) {
             Ok(files) => {
                 for path in &files {
-                    tenants.extend(tenant_file(findings, path, &broker, ceiling, &mut accounts));
+                    tenants.extend(tenant_file(findings, &folder, path, own, ceiling, &mut accounts));
                 }
                 if files.is_empty() {
-                    root.expected("tenants", "a directory with at least one file NAME.toml");
+                    root.note("tenants", "no file NAME.toml in it yet: nothing is consumed");
                 }
             }
             Err(why) => root.problem("tenants", why),
         }
+        tenants_folder = Some(folder);
     } else if root.has("tenants") {
         for (name, section) in root.section("tenants").entries() {
-            tenants.extend(tenant(&section, &name, &broker, ceiling, &mut accounts));
+            tenants.extend(tenant(&section, &name, own, ceiling, &mut accounts));
         }
     } else {
         root.expected("tenants", "a directory of tenants, or tables [tenants.NAME]");
@@ -105,6 +107,7 @@ fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str) -> Option<
         accounts,
         broker,
         tenants,
+        tenants_folder,
         admin: admin(&root.section("admin")),
         influx: root.optional("influx").as_ref().and_then(influx),
         drain: Duration::from_secs(root.whole("drain_seconds", "a number of seconds", 0..=i64::MAX).unwrap_or(30)),
@@ -168,6 +171,7 @@ fn influx(section: &Section<'_>) -> Option<InfluxAccount> {
 
 fn tenant_file<'a>(
     findings: &'a Findings<'a>,
+    folder: &Path,
     path: &Path,
     broker: &Broker,
     ceiling: Limits,
@@ -178,7 +182,7 @@ fn tenant_file<'a>(
         findings.problem(&file, 0, "", format!("the file is named after its tenant: expected {}", NAME.what));
         return None;
     };
-    let text = read_bounded(path).map_err(|why| findings.problem(&file, 0, "", why)).ok()?;
+    let text = read_inside(folder, path).map_err(|why| findings.problem(&file, 0, "", why)).ok()?;
     let document = Document::parse(findings, &file, &text)?;
     tenant(&document.root("tenants.*"), name, broker, ceiling, accounts)
 }
@@ -200,7 +204,7 @@ fn one_queue_each(findings: &Findings<'_>, file: &str, tenants: &[Tenant]) {
 }
 
 /// The tenants' files in a folder, by name.
-fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
+pub(crate) fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     let error = |error| format!("read {}: {error}", folder.display());
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(error)? {
@@ -214,7 +218,16 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-fn read_bounded(path: &Path) -> Result<String, String> {
+/// One of them.
+fn read_inside(folder: &Path, path: &Path) -> Result<String, String> {
+    let bytes = crate::files::read(folder, path, FILE_BYTES_MAX as usize);
+    let text = bytes
+        .map_err(|why| why.to_string())
+        .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "found no UTF-8".into()));
+    text.map_err(|why| format!("expected a file of TOML: {why}"))
+}
+
+pub(super) fn read_bounded(path: &Path) -> Result<String, String> {
     let read = || {
         let mut text = String::new();
         std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;

@@ -67,6 +67,7 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         accounts: world.accounts(&broker),
         broker,
         tenants: vec![tenant],
+        tenants_folder: None,
         admin: admin(&reader),
         influx: influx(&reader),
         drain: Duration::from_secs(reader.parsed("PN_DRAIN_SECONDS", "a number of seconds", 30)),

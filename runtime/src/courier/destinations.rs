@@ -48,6 +48,14 @@ pub struct Served {
 /// Sinks of accounts that are new, ready to be served.
 pub struct Made(BTreeMap<String, (Option<Account>, Sink)>);
 
+impl Made {
+    /// Whether every account is served as it is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl Destinations {
     /// Makes the sinks that these accounts need and that are not there; nothing changes yet.
     ///

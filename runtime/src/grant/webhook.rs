@@ -239,16 +239,8 @@ const HOSTS_OWN: [&str; 20] = [
     "via",
     "x-method-override",
 ];
-const HOSTS_OWN_BEGINNINGS: [&str; 8] = [
-    "proxy-",
-    "sec-",
-    "x-forwarded",
-    "x-http-method",
-    "x-original-",
-    "x-pulse-notifier-",
-    "x-real-ip",
-    "x-rewrite-",
-];
+const HOSTS_OWN_BEGINNINGS: [&str; 8] =
+    ["proxy-", "sec-", "x-forwarded", "x-http-method", "x-original-", "x-pulse-notifier-", "x-real-ip", "x-rewrite-"];
 const URL_BYTES_MAX: usize = 2 << 10;
 const HEADERS_MAX: usize = 32;
 const NAME_BYTES_MAX: usize = 64;
@@ -263,7 +255,8 @@ mod tests {
 
     fn grant(patterns: &[&str]) -> Grant {
         let patterns = patterns.iter().map(|text| UrlPattern::new(text).unwrap()).collect();
-        let endpoint = |name: &str, account: &str| Endpoint { name: Pattern::to_the_letter(name), account: account.into() };
+        let endpoint =
+            |name: &str, account: &str| Endpoint { name: Pattern::to_the_letter(name), account: account.into() };
         let webhook = WebhookGrant {
             endpoints: vec![endpoint("alerts", "slack"), endpoint("builds", "matrix")],
             urls: Some(UrlGrant { account: "web".into(), patterns }),

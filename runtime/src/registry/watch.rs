@@ -1,23 +1,22 @@
 //! Swaps versions while the service runs. Enters: files that come, change and go. Leaves: live versions, and reasons why
 //! not.
 //!
-//! That something has happened is learnt from the system, and by looking every now and then all the same; what has
-//! happened, only by looking. A file is read once whoever wrote it has closed it or put it in its place, or else once it
-//! has been quiet, and is live once it is admitted: half of a component is neither.
+//! A file is read once whoever wrote it has closed it or put it in its place, or else once it has been quiet, and is live
+//! once it is admitted.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode, ModifyKind};
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio_util::sync::CancellationToken;
 
-use super::file::{self, Print, Unusable};
+use super::file::{self, Unusable};
 use super::plugins::{Held, Plugin, Plugins};
 use super::{Registry, paths};
 use crate::effect::Hash;
+use crate::files::{GATHER, LOOK_EVERY, Print, QUIET, Seen, Turn, listen};
 use crate::metrics::{Metrics, SwapOutcome};
 use crate::store::{Deployment, Source};
 
@@ -38,22 +37,10 @@ pub struct Watch {
 struct Watched {
     plugin: String,
     tenants: Vec<String>,
-    /// As it was last seen.
-    print: Option<Print>,
-    /// When it was first seen so.
-    since: Instant,
+    /// As it was last seen; none when it is not there.
+    seen: Seen<Option<Print>, Unusable>,
     /// When it came to be so.
     dropped: Instant,
-    stage: Stage,
-}
-
-enum Stage {
-    /// It has just changed, and may still be changing.
-    Moving,
-    /// It is no plugin, but whoever writes it may not be through with it.
-    Doubtful(Unusable),
-    /// Whatever follows from it has been done.
-    Settled,
 }
 
 impl Watch {
@@ -67,7 +54,7 @@ impl Watch {
     pub async fn run(mut self, stop: CancellationToken) {
         let registry = Arc::clone(&self.registry);
         let news = &registry.news;
-        self.system = listen(&self.registry);
+        self.system = hear(&self.registry);
         loop {
             let look = tokio::task::spawn_blocking(move || {
                 self.keep_up();
@@ -124,8 +111,9 @@ impl Watch {
                     ..old.remove(path).unwrap_or_else(|| Watched::absent(name))
                 });
                 watched.tenants.push(tenant.clone());
-                if !is_same && plugin.live().is_some() && watched.print.is_some() {
-                    (watched.dropped, watched.stage) = (Instant::now(), Stage::Moving);
+                if !is_same && plugin.live().is_some() && watched.seen.print.is_some() {
+                    watched.dropped = Instant::now();
+                    watched.seen.again();
                 }
             }
         }
@@ -152,64 +140,43 @@ impl Watch {
         let mut uncovered = Vec::new();
         for (path, watched) in files.iter_mut() {
             watched.see(Print::of(path));
-            let quiet = watched.since.elapsed();
-            let (stage, again) = match std::mem::replace(&mut watched.stage, Stage::Settled) {
-                Stage::Moving if quiet < QUIET && !whole.contains(path) => (Stage::Moving, Some(QUIET)),
-                Stage::Moving => match take(registry, metrics, path, watched) {
-                    Ok(()) => {
-                        uncovered.extend(watched.print.is_none().then(|| watched.plugin.clone()));
-                        (Stage::Settled, None)
-                    }
-                    Err(Unusable::Changing) => {
-                        watched.since = Instant::now();
-                        (Stage::Moving, Some(QUIET))
-                    }
-                    Err(why) => (Stage::Doubtful(why), Some(DOUBT)),
+            let quiet = if whole.contains(path) { Duration::ZERO } else { QUIET };
+            match watched.seen.turn(quiet) {
+                Turn::Rest => {}
+                Turn::Take => match take(registry, metrics, path, watched) {
+                    Ok(()) => uncovered.extend(watched.seen.print.is_none().then(|| watched.plugin.clone())),
+                    Err(Unusable::Changing) => watched.seen.unfinished(),
+                    Err(why) => watched.seen.doubt(why),
                 },
-                Stage::Doubtful(why) if quiet < DOUBT => (Stage::Doubtful(why), Some(DOUBT)),
-                Stage::Doubtful(why) => {
-                    refuse(registry, metrics, path, watched, &why);
-                    (Stage::Settled, None)
-                }
-                Stage::Settled => (Stage::Settled, None),
-            };
-            watched.stage = stage;
-            if let Some(again) = again {
-                next = next.min(again.saturating_sub(watched.since.elapsed()));
+                Turn::Refuse(why) => refuse(registry, metrics, path, watched, &why),
             }
+            next = watched.seen.next(QUIET).map_or(next, |again| next.min(again));
         }
         // Where a tenant's own file is gone, the one that all share counts.
         for plugin in uncovered {
             let shared = files.get_mut(&registry.folder.join(format!("{plugin}.wasm")));
-            if let Some(shared) = shared.filter(|shared| shared.print.is_some()) {
-                (shared.stage, shared.dropped, next) = (Stage::Moving, Instant::now(), Duration::ZERO);
+            if let Some(shared) = shared.filter(|shared| shared.seen.print.is_some()) {
+                shared.seen.again();
+                (shared.dropped, next) = (Instant::now(), Duration::ZERO);
             }
         }
         next
     }
 }
 
-/// Whether nobody is writing to what this is about any more, unless he begins anew.
-fn is_whole(event: EventKind) -> bool {
-    matches!(event, EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Name(_)))
-}
-
 impl Watched {
     fn absent(plugin: &str) -> Self {
-        let now = Instant::now();
         let (plugin, tenants) = (plugin.to_owned(), Vec::new());
-        Self { plugin, tenants, print: None, since: now, dropped: now, stage: Stage::Settled }
+        Self { plugin, tenants, seen: Seen::settled(None), dropped: Instant::now() }
     }
 
     fn see(&mut self, print: Option<Print>) {
-        if self.print == print {
-            return;
+        if self.seen.see(print) {
+            let now = Instant::now();
+            // A file that is much older has come by way of a link.
+            let age = print.and_then(|print| print.age()).filter(|age| *age < LOOK_EVERY);
+            self.dropped = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
         }
-        let now = Instant::now();
-        // A file that is much older has come by way of a link.
-        let age = print.and_then(|print| print.age()).filter(|age| *age < LOOK_EVERY);
-        let dropped = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
-        (self.print, self.since, self.dropped, self.stage) = (print, now, dropped, Stage::Moving);
     }
 
     /// The plugins this file is for, with their tenants: a tenant's own file wins over the shared one, and so does what
@@ -233,25 +200,19 @@ impl Watched {
 }
 
 /// Has the system wake us.
-fn listen(registry: &Arc<Registry>) -> Option<RecommendedWatcher> {
+fn hear(registry: &Arc<Registry>) -> Option<RecommendedWatcher> {
     let registry = Arc::clone(registry);
-    let heard = move |event: notify::Result<Event>| {
-        if let Ok(event) = &event {
-            if matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write)) {
-                return;
-            }
-            let is_plugin = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "wasm");
-            for path in event.paths.iter().filter(is_plugin).filter(|path| !is_known(&registry, path)) {
-                tracing::debug!(?path, "no tenant has a plugin of this name: ignored");
-            }
+    listen("plugins", move |paths, is_whole| {
+        let is_plugin = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "wasm");
+        for path in paths.iter().filter(is_plugin).filter(|path| !is_known(&registry, path)) {
+            tracing::debug!(?path, "no tenant has a plugin of this name: ignored");
         }
-        match event {
-            Ok(event) if is_whole(event.kind) => registry.news.heard_whole(event.paths),
-            _ => registry.news.heard(),
+        if is_whole {
+            registry.news.heard_whole(paths.to_vec());
+        } else {
+            registry.news.heard();
         }
-    };
-    let watcher = notify::recommended_watcher(heard);
-    watcher.inspect_err(|error| tracing::warn!(%error, every = ?LOOK_EVERY, "plugins are only looked for")).ok()
+    })
 }
 
 fn is_known(registry: &Registry, path: &Path) -> bool {
@@ -267,7 +228,7 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
         return Ok(());
     }
     let is_own = watched.is_own(registry, path);
-    if watched.print.is_none() {
+    if watched.seen.print.is_none() {
         let shared = registry.folder.join(format!("{name}.wasm"));
         if !is_own || shared.symlink_metadata().is_err() {
             tracing::warn!(plugin = name, path = %path.display(), "{GONE}");
@@ -348,13 +309,5 @@ fn refuse(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched
 
 const GONE: &str = "a plugin's file is gone: its running version stays";
 const REFUSED: &str = "a plugin's file is not usable: its running version stays";
-/// For how long nothing happens to a file before it is read.
-const QUIET: Duration = Duration::from_millis(100);
-/// For how long nothing happens to a file that is no plugin before anybody is told.
-const DOUBT: Duration = Duration::from_secs(1);
-/// A burst of news is one.
-const GATHER: Duration = Duration::from_millis(10);
 /// How often the store is asked what is new: a rollback is live within a second.
 const STEP_EVERY: Duration = Duration::from_millis(250);
-/// How often files are looked at when there is no news of them.
-const LOOK_EVERY: Duration = Duration::from_secs(10);

@@ -1,7 +1,10 @@
 //! Who runs, and for whom we speak: all of it changes at once, or nothing does.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
+use super::gone::Gone;
 use crate::config::{Config, DeliveryMode};
 use crate::courier::destinations::{Accounts, Destinations};
 use crate::courier::sinks::SinkError;
@@ -19,6 +22,10 @@ pub struct Live {
     pub destinations: Destinations,
     /// Where events come from, once anything is consumed.
     pub queues: OnceLock<Arc<Queues>>,
+    /// Who was taken away.
+    pub gone: Gone,
+    /// What is wrong with the configuration as it is now, which is why another one is in effect.
+    pub problems: Mutex<Vec<String>>,
 }
 
 /// Who shall run.
@@ -42,10 +49,10 @@ pub enum ChangeError {
 }
 
 impl Wanted {
-    /// What a configuration says of it.
+    /// What a configuration says of it, where effects are performed or captured.
     #[must_use]
-    pub fn by(config: &Config) -> Self {
-        let account = |account| match config.delivery {
+    pub fn by(config: &Config, delivery: DeliveryMode) -> Self {
+        let account = |account| match delivery {
             DeliveryMode::Send => Some(account),
             DeliveryMode::Capture => None,
         };
@@ -62,13 +69,37 @@ impl Live {
     pub async fn change(&self, wanted: Wanted) -> Result<(), ChangeError> {
         let admitted = self.registry.admit(&wanted.tenants).await.map_err(ChangeError::Plugins)?;
         let made = self.destinations.make(&wanted.accounts).await?;
+        let names: BTreeSet<_> = wanted.tenants.iter().map(|tenant| tenant.name.clone()).collect();
+        let there = names.iter().map(String::as_str).collect();
+        self.gone.forget(&wanted.accounts.keys().map(String::as_str).collect(), &there);
         // Whom they may speak to is there before them.
-        self.destinations.serve(&wanted.accounts, made);
+        let is_mended = !made.is_empty();
+        let destinations = self.destinations.serve(&wanted.accounts, made);
         self.registry.go_live(admitted);
-        self.tenants.replace(wanted.tenants);
+        let before = self.tenants.replace(wanted.tenants);
         if let Some(queues) = self.queues.get() {
             queues.keep_up(&self.tenants.now());
         }
+        let tenants = before.keys().map(String::as_str).filter(|name| !there.contains(name));
+        self.gone.note(destinations.iter().map(String::as_str), tenants, |tenant| there.contains(tenant));
+        if is_mended {
+            // Without an answer, the next probe is a few seconds later.
+            let probe = self.destinations.courier.store.probe_now();
+            drop(tokio::time::timeout(PROBE_LIMIT, probe).await);
+        }
         Ok(())
     }
+
+    /// What is wrong with the configuration as it is now; nothing when it is in effect.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on, this is what is wrong with it.
+    pub fn found(&self, problems: Vec<String>) {
+        *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+    }
 }
+
+const PROBE_LIMIT: Duration = Duration::from_secs(1);

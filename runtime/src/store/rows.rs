@@ -301,6 +301,15 @@ impl Next {
     }
 }
 
+/// What nothing more is done for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// Destinations nobody serves any more, with the reason.
+    pub destinations: BTreeMap<String, String>,
+    /// Tenants that are gone, with the reason.
+    pub tenants: BTreeMap<String, String>,
+}
+
 /// What the database counts.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {

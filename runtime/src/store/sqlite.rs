@@ -11,6 +11,7 @@ mod events;
 pub(super) mod figures;
 mod invocations;
 pub(super) mod registry;
+mod withdrawn;
 
 use std::path::Path;
 use std::time::Duration;
@@ -100,6 +101,7 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
             Written::Nothing
         }
+        Write::Withdraw(withdrawn) => Written::Count(withdrawn::withdraw(connection, withdrawn, now_ms()).await?),
         Write::Prune { before_ms } => {
             registry::prune(connection).await?;
             events::prune(connection, *before_ms).await?

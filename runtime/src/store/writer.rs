@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::queue::Queue;
 use super::rows::{
     Binding, Changed, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation, Outcome,
-    RegistryChange, Retried, Room, Settled, Verdict,
+    RegistryChange, Retried, Room, Settled, Verdict, Withdrawn,
 };
 use super::{Health, StoreError, sqlite};
 
@@ -26,6 +26,7 @@ pub(super) enum Write {
     Renew { owner: String, effects: Vec<i64> },
     ProbeNow,
     Registry(RegistryChange),
+    Withdraw(Withdrawn),
     Prune { before_ms: i64 },
     Bindings { queue: String, bindings: Vec<Binding> },
     Unbound { queue: String, binding: Binding },
@@ -46,6 +47,7 @@ impl Write {
             | Self::Finish(_)
             | Self::Renew { .. }
             | Self::ProbeNow
+            | Self::Withdraw(_)
             | Self::Prune { .. }
             | Self::Bindings { .. }
             | Self::Unbound { .. } => "",
@@ -85,6 +87,7 @@ pub(super) enum Written {
     Claimed(Vec<Claimed>),
     Bindings(Vec<Binding>),
     Registry(Changed),
+    Count(u64),
 }
 
 type Reply = oneshot::Sender<Result<Written, StoreError>>;

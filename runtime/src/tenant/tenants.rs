@@ -17,7 +17,7 @@ impl Tenants {
     #[must_use]
     pub fn new(tenants: impl IntoIterator<Item = Tenant>) -> Self {
         let all = Self::default();
-        all.replace(tenants);
+        drop(all.replace(tenants));
         all
     }
 
@@ -33,14 +33,9 @@ impl Tenants {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// From now on, these are the tenants. Those that are as they were stay the same to whoever compares them.
-    pub fn replace(&self, tenants: impl IntoIterator<Item = Tenant>) {
-        let before = self.now();
-        let kept = |tenant: Tenant| match before.get(&tenant.name).filter(|before| ***before == tenant) {
-            Some(before) => Arc::clone(before),
-            None => Arc::new(tenant),
-        };
-        let tenants = tenants.into_iter().map(kept).map(|tenant| (tenant.name.clone(), tenant)).collect();
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tenants);
+    /// From now on, these are the tenants; returns those there were.
+    pub fn replace(&self, tenants: impl IntoIterator<Item = Tenant>) -> Arc<ByName> {
+        let tenants = tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(tenant))).collect();
+        std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), Arc::new(tenants))
     }
 }

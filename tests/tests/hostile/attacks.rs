@@ -8,7 +8,9 @@ use crate::core::{component, notifying, reallocating, with};
 pub(crate) struct Attack {
     /// What it is.
     pub(crate) name: &'static str,
-    /// The plugin: the hostile guest, which is told its attack by the task's message, or a component of its own.
+    /// The plugin that makes it, which is told so by the task's message.
+    pub(crate) plugin: &'static str,
+    /// The plugin's component, when it is made for this.
     pub(crate) component: Option<Vec<u8>>,
     /// The state of its invocation.
     pub(crate) state: &'static str,
@@ -20,7 +22,9 @@ pub(crate) struct Attack {
 
 /// Attacks by a guest written in Rust.
 pub(crate) fn by_message() -> Vec<Attack> {
-    let attack = |name, state, effects, expected| Attack { name, component: None, state, expected, effects };
+    let attack =
+        |name, state, effects, expected| Attack { name, plugin: "hostile", component: None, state, expected, effects };
+    let trespass = |name, expected| Attack { plugin: "trespasser", ..attack(name, "done", 0, expected) };
     vec![
         attack("loop", "faulted", 0, &["out of CPU time: more than 200 ms"]),
         attack("recurse", "faulted", 0, &["trap: "]),
@@ -36,8 +40,8 @@ pub(crate) fn by_message() -> Vec<Attack> {
         attack("foreign recipient", "done", 1, &["not granted: mail to b@blue.example.com", "invalid: "]),
         attack("inject", "done", 1, &["invalid: a control character in the subject", "RCPT TO"]),
         attack("inject into IRC", "done", 2, &["invalid: a line break", "expected a channel such as #ci"]),
-        attack("foreign keys", "done", 1, &["not granted: ", "invalid: "]),
-        attack("foreign exchanges", "done", 1, &["not granted: ", "invalid: "]),
+        trespass("foreign keys", &["not granted: ", "invalid: "]),
+        trespass("foreign exchanges", &["not granted: ", "invalid: "]),
         attack("log flood", "done", 1, &["host: further lines dropped: more than 65536 bytes"]),
         attack("log injection", "done", 1, &["info: one", "info: error: two\u{fffd}\u{fffd}[2J"]),
         attack("look around", "done", 1, &["info: None", "info: false", "tv_sec: 1517322317"]),
@@ -49,7 +53,7 @@ pub(crate) fn by_message() -> Vec<Attack> {
 /// Attacks by components that no compiler would make.
 pub(crate) fn by_component() -> Result<Vec<Attack>> {
     let fault = |name, component: Result<Vec<u8>>, expected| {
-        Ok(Attack { name, component: Some(component?), state: "faulted", expected, effects: 0 })
+        Ok(Attack { name, plugin: name, component: Some(component?), state: "faulted", expected, effects: 0 })
     };
     // What a channel and its lines look like to the host: (channel, bytes, lines, how many, where the answer goes).
     let say = |arguments: &str| notifying(&format!("(call $say {arguments} (i32.const 32))"));

@@ -28,8 +28,8 @@ fn attacker(world: &World, components: &[Attack]) -> String {
          [accounts.pulse]\nkind = \"amqp\"\n\
          [plugins.hostile]\nsettings = {{ red = \"is red's own\" }}\n[plugins.hostile.limits]\nwall_clock_ms = 2000\ncpu_ms = 200\n\
          [plugins.hostile.grant.irc]\naccount = \"chat\"\nchannels = [\"#ci\"]\n\
-         [plugins.hostile.grant.s3]\naccount = \"objects\"\nkeys = [\"red/*\"]\n\
-         [plugins.hostile.grant.amqp]\naccount = \"pulse\"\nexchanges = [\"exchange/red/*\"]\n"
+         [plugins.trespasser.grant.s3]\naccount = \"objects\"\nkeys = [\"red/*\"]\n\
+         [plugins.trespasser.grant.amqp]\naccount = \"pulse\"\nexchanges = [\"exchange/red/*\"]\n"
     ));
     for attack in components {
         file.push_str(&format!("[plugins.{}.grant.irc]\naccount = \"chat\"\nchannels = [\"#ci\"]\n", attack.name));
@@ -39,7 +39,7 @@ fn attacker(world: &World, components: &[Attack]) -> String {
 
 #[tokio::test]
 async fn every_attack_gets_its_fault_and_the_neighbour_all_of_its_mails() -> Result<()> {
-    let world = World::new(Broker::shared().await?, &["smtp", "hostile"]).await?;
+    let world = World::new(Broker::shared().await?, &["smtp", "hostile", "trespasser"]).await?;
     let components = by_component()?;
     for attack in &components {
         let path = world.plugin_folder().join(format!("{}.wasm", attack.name));
@@ -60,8 +60,7 @@ async fn every_attack_gets_its_fault_and_the_neighbour_all_of_its_mails() -> Res
     let attacks: Vec<Attack> = by_message().into_iter().chain(components).collect();
     let mut tasks = Vec::new();
     for (number, attack) in attacks.iter().enumerate() {
-        let plugin = if attack.component.is_some() { attack.name } else { "hostile" };
-        let section = json!({"plugins": [plugin], "emails": ["a@red.example.com"], "message": attack.name});
+        let section = json!({"plugins": [attack.plugin], "emails": ["a@red.example.com"], "message": attack.name});
         let (task_id, message) = world.failed_task_of("red", &section);
         world.publish(&message).await?;
         tasks.push(task_id);

@@ -21,7 +21,7 @@ use crate::grant::{
 use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
 use crate::store::Binding;
-use crate::tenant::{LogCollection, PluginTerms, Queue, QueueKind, Tenant};
+use crate::tenant::{LogCollection, PluginTerms, Queue, QueueKind, Tenant, account_of};
 
 pub(super) fn tenant(
     section: &Section<'_>,
@@ -233,20 +233,24 @@ fn url_grant(section: &Section<'_>, accounts: &Accounts) -> Option<UrlGrant> {
         }
         return None;
     }
-    let patterns: Vec<_> = patterns.iter().filter_map(|text| {
-        let pattern = UrlPattern::new(text);
-        if pattern.is_none() {
-            section.problem("urls", format!("expected a list of {what}, found something else in it"));
-        }
-        pattern
-    }).collect();
+    let patterns: Vec<_> = patterns
+        .iter()
+        .filter_map(|text| {
+            let pattern = UrlPattern::new(text);
+            if pattern.is_none() {
+                section.problem("urls", format!("expected a list of {what}, found something else in it"));
+            }
+            pattern
+        })
+        .collect();
     let account = named.as_ref().and_then(|name| accounts.webhook(name));
     if account.is_some_and(|account| account.url.is_some()) {
         section.problem("account", "expected an account without a url, found one with a receiver of its own");
     }
     if patterns.iter().any(UrlPattern::is_any_host) {
         if account.is_some_and(|account| account.private) {
-            section.problem("urls", "expected hosts where the account is private: else private networks are open to all");
+            section
+                .problem("urls", "expected hosts where the account is private: else private networks are open to all");
         }
         section.note("urls", "the plugin may speak to anyone a task names");
     }
@@ -292,9 +296,8 @@ impl Accounts {
         Self { tenant: tenant.to_owned(), by_name }
     }
 
-    /// Its name among all tenants' accounts. `default` is the tenant that variables make, whose accounts are the first.
     fn qualified(&self, name: &str) -> String {
-        if self.tenant == "default" { name.to_owned() } else { format!("{}.{name}", self.tenant) }
+        account_of(&self.tenant, name)
     }
 
     /// The account that a grant names.
@@ -329,10 +332,7 @@ impl Accounts {
         };
         match self.by_name.get(name) {
             Some(Some(account)) if account.capability() != capability => {
-                section.problem(
-                    key,
-                    format!("expected {list}, found {name}, which is for {}", account.capability()),
-                );
+                section.problem(key, format!("expected {list}, found {name}, which is for {}", account.capability()));
             }
             Some(_) => {}
             None => {

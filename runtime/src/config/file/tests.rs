@@ -43,7 +43,7 @@ fn environment() -> Environment {
 }
 
 fn read_text(text: &str) -> Result<Config, ConfigError> {
-    parse("pn.toml", Ok(text.to_owned()), &environment())
+    parse("pn.toml", Ok(text), &environment(), None)
 }
 
 fn problems(text: &str) -> Vec<String> {
@@ -76,7 +76,8 @@ fn keys(table: &DeTable<'_>, general: &str, keys_found: &mut BTreeSet<String>) {
         if !named {
             keys_found.insert(path.clone());
         }
-        let is_free = ["identities", "settings", "settings_files", "sources", "headers", "headers_files", "endpoints"].contains(&key);
+        let is_free = ["identities", "settings", "settings_files", "sources", "headers", "headers_files", "endpoints"]
+            .contains(&key);
         if let (DeValue::Table(table), false) = (value.get_ref(), is_free) {
             keys(table, &path, keys_found);
         }
@@ -111,7 +112,7 @@ fn the_example_is_a_good_configuration() {
 fn the_example_has_every_key_and_no_other() {
     let environment = environment();
     let findings = Findings::new(&environment);
-    service(&findings, "example.toml", EXAMPLE);
+    service(&findings, "example.toml", EXAMPLE, None);
     let text = uncommented();
     let mut in_example = BTreeSet::new();
     keys(DeTable::parse(&text).unwrap().get_ref(), "", &mut in_example);
@@ -332,7 +333,7 @@ fn nothing_and_too_much_are_no_configuration() {
     assert_eq!(problems("").len(), 3);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pn.toml");
-    let read_path = || read(&path, &environment()).unwrap_err().to_string();
+    let read_path = || Config::from_file(&path, &environment()).unwrap_err().to_string();
     assert!(read_path().contains("expected a file of TOML"), "{}", read_path());
     std::fs::write(&path, "#".repeat(2 << 20)).unwrap();
     assert!(read_path().contains("expected a file of at most"), "{}", read_path());
@@ -362,7 +363,8 @@ fn tenants_can_have_files_of_their_own() {
     let tenants = folder.path().join("tenants");
     std::fs::create_dir(&tenants).unwrap();
     let main = format!("tenants = \"{}\"\n[broker]\nlogin = \"me\"\npassword = \"x\"\n", tenants.display());
-    assert!(problems(&main)[0].contains("expected a directory with at least one file NAME.toml"));
+    let empty = read_text(&main).unwrap();
+    assert!(empty.tenants.is_empty() && empty.notes[0].contains("nothing is consumed"), "{:?}", empty.notes);
     let tenant = least().lines().skip(6).collect::<Vec<_>>().join("\n").replace("tenants.one.", "");
     let tenant = format!("[queue]\n{}", tenant.trim_start_matches("[queue]"));
     std::fs::write(tenants.join("one.toml"), &tenant).unwrap();
@@ -378,6 +380,46 @@ fn tenants_can_have_files_of_their_own() {
     assert!(found.iter().any(|problem| problem.contains("two.toml:5: accounts.mail.hots: ")), "{found:#?}");
     std::fs::write(tenants.join("three four.toml"), &tenant).unwrap();
     assert!(problems(&main).iter().any(|problem| problem.contains("the file is named after its tenant")));
+}
+
+#[test]
+fn a_tenants_file_that_is_none_of_the_folder_is_refused_and_one_linked_within_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tenants, elsewhere) = (folder.path().join("tenants"), folder.path().join("elsewhere.toml"));
+    std::fs::create_dir_all(tenants.join("..data")).unwrap();
+    let main = format!("tenants = \"{}\"\n[broker]\nlogin = \"me\"\npassword = \"x\"\n", tenants.display());
+    let tenant = "[queue]\nname = \"q\"\n[plugins.smtp]\n";
+    std::fs::write(tenants.join("..data/one.toml"), tenant).unwrap();
+    std::os::unix::fs::symlink("..data/one.toml", tenants.join("one.toml")).unwrap();
+    assert_eq!(read_text(&main).unwrap().tenants[0].name, "one");
+    let place = tenants.join("two.toml");
+    let cases: [(&dyn Fn(), &str); 5] = [
+        (&|| std::os::unix::fs::symlink(&elsewhere, &place).unwrap(), "it leads out of its directory, to "),
+        (&|| std::os::unix::fs::symlink("nowhere", &place).unwrap(), "read it: No such file"),
+        (&|| std::fs::write(&place, [0xff; 9]).unwrap(), "found no UTF-8"),
+        (&|| std::fs::write(&place, vec![b'#'; (1 << 20) + 1]).unwrap(), "1048577 bytes, more than 1048576"),
+        (&|| std::fs::create_dir(&place).unwrap(), "expected a regular file"),
+    ];
+    std::fs::write(&elsewhere, tenant.replace("\"q\"", "\"r\"")).unwrap();
+    for (put, expected) in cases {
+        put();
+        let found = problems(&main);
+        assert!(found.len() == 1 && found[0].contains("two.toml") && found[0].contains(expected), "{found:#?}");
+        drop(std::fs::remove_file(&place));
+    }
+}
+
+#[test]
+fn what_only_a_start_can_change_does_not_change_for_tenants_that_run() {
+    let text = least();
+    let running = read_text(&text).unwrap();
+    let text = text.replacen("login = \"me\"", "login = \"you\"", 1)
+        + "\n[tenants.two.queue]\nname = \"r\"\n[tenants.two.plugins.smtp]\n";
+    let again = parse("pn.toml", Ok(&text), &environment(), Some(&running)).unwrap();
+    assert_eq!(again.waits_for_a_start(&running), ["broker"]);
+    let queues: Vec<_> = again.tenants.iter().map(|tenant| tenant.queue.name.as_str()).collect();
+    assert_eq!(queues, ["queue/me/q", "queue/me/r"]);
+    assert!(running.waits_for_a_start(&running).is_empty());
 }
 
 #[test]
@@ -413,7 +455,8 @@ fn with_webhook(account: &str, grant: &str) -> String {
 
 #[test]
 fn a_webhook_is_a_receiver_with_its_secrets_or_a_way_to_post_where_plugins_say() {
-    let account = "url = \"https://hooks.example.com/hunter1\"\nheaders = { X-Token = \"hunter2\" }\nhmac_secret = \"hunter3\"";
+    let account =
+        "url = \"https://hooks.example.com/hunter1\"\nheaders = { X-Token = \"hunter2\" }\nhmac_secret = \"hunter3\"";
     let config = read_text(&with_webhook(account, "endpoints = { alerts = \"web\" }")).unwrap();
     let Account::Webhook(web) = &config.accounts["webhook/one.web"] else { panic!() };
     assert_eq!(web.url.as_ref().unwrap().expose().as_str(), "https://hooks.example.com/hunter1");
@@ -437,7 +480,11 @@ fn what_makes_no_webhook_says_why() {
         ("url = \"https://169.254.169.254/\"\nprivate = true", endpoints, "out in the world, or private = true"),
         ("url_file = \"/nowhere\"", endpoints, "accounts.web.url_file: read /nowhere"),
         (&format!("{url}\nurl_file = \"a\""), endpoints, "expected one of url and url_file, found both"),
-        (&format!("{url}\nheaders = {{ Host = \"hunter2\" }}"), endpoints, "headers.Host: expected the name of a header"),
+        (
+            &format!("{url}\nheaders = {{ Host = \"hunter2\" }}"),
+            endpoints,
+            "headers.Host: expected the name of a header",
+        ),
         (&format!("{url}\nheaders = {{ \"a b\" = \"c\" }}"), endpoints, "expected the name of a header"),
         (&format!("{url}\nheaders = {{ a = \"hunter2\\n\" }}"), endpoints, "headers.a: expected one line"),
         (&format!("{url}\nheaders = {{ a = \"b\", A = \"b\" }}"), endpoints, "expected it once"),
@@ -445,7 +492,11 @@ fn what_makes_no_webhook_says_why() {
         (&format!("{url}\nprivate = \"yes\""), endpoints, "private: expected true or false"),
         (url, "", "grant.webhook: expected endpoints, urls or both, found neither"),
         (url, "endpoints = { \"a b\" = \"web\" }", "expected a name of A-Z a-z 0-9 - _"),
-        (url, "endpoints = { alerts = \"wep\" }", "endpoints.alerts: expected an account for webhook: web, found another name: did you mean web?"),
+        (
+            url,
+            "endpoints = { alerts = \"wep\" }",
+            "endpoints.alerts: expected an account for webhook: web, found another name: did you mean web?",
+        ),
         (url, "endpoints = { alerts = \"mail\" }", "found mail, which is for email"),
         ("", endpoints, "endpoints.alerts: expected an account with a url"),
         (url, urls, "account: expected an account without a url"),
@@ -463,7 +514,7 @@ fn what_makes_no_webhook_says_why() {
 #[test]
 fn variables_that_a_file_hides_are_noted() {
     let environment = [("PULSE_PASSWORD", "x"), ("PULSE_HOST", "h"), ("LOG_LEVEL", "loud")].into_iter().collect();
-    let notes = parse("pn.toml", Ok(least()), &environment).unwrap().notes;
+    let notes = parse("pn.toml", Ok(&least()), &environment, None).unwrap().notes;
     assert!(notes.iter().any(|note| note.ends_with(": PULSE_HOST")), "{notes:?}");
     assert!(notes.iter().any(|note| note.starts_with("LOG_LEVEL is none of")), "{notes:?}");
 }

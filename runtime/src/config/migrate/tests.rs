@@ -1,4 +1,3 @@
-use super::super::file;
 use super::*;
 
 const LEAST: [(&str, &str); 6] = [
@@ -20,7 +19,7 @@ fn same(environment: &Environment) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pn.toml");
     std::fs::write(&path, &text).unwrap();
-    let from_file = file::read(&path, environment).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let from_file = Config::from_file(&path, environment).unwrap_or_else(|error| panic!("{error}\n{text}"));
     let from_environment = legacy::read(environment).unwrap();
     let without_notes = |config: Config| Config { notes: Vec::new(), ..config };
     assert_eq!(without_notes(from_environment), without_notes(from_file), "{text}");

@@ -1,6 +1,6 @@
 //! What is counted, for those who look after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
@@ -43,10 +43,17 @@ pub(in crate::store) async fn suspended(reader: &SqlitePool) -> Result<BTreeMap<
     rows.iter().map(suspended).collect()
 }
 
-/// How many effects wait for each destination.
-pub(in crate::store) async fn waiting(reader: &SqlitePool) -> Result<BTreeMap<String, i64>> {
-    let query = "SELECT destination, COUNT(*) AS count FROM effect INDEXED BY effect_due WHERE state = 'pending' \
-                 GROUP BY destination";
-    let rows = sqlx::query(query).fetch_all(reader).await?;
-    rows.iter().map(|row| Ok((row.try_get("destination")?, row.try_get("count")?))).collect()
+/// The destinations of effects that are not at their end, and the tenants of events and invocations that wait.
+pub(in crate::store) async fn waited_for(reader: &SqlitePool) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+    let texts = |query: &'static str| sqlx::query_scalar::<_, String>(query).fetch_all(reader);
+    let destinations = texts(
+        "SELECT DISTINCT destination FROM effect INDEXED BY effect_due WHERE state = 'pending' UNION \
+         SELECT DISTINCT destination FROM effect INDEXED BY effect_lease WHERE state = 'claimed' UNION \
+         SELECT destination FROM suspension",
+    );
+    let tenants = texts(
+        "SELECT tenant FROM event WHERE state = 'deferred' UNION \
+         SELECT e.tenant FROM invocation i JOIN event e ON e.id = i.event_id WHERE i.state = 'retry'",
+    );
+    Ok((destinations.await?.into_iter().collect(), tenants.await?.into_iter().collect()))
 }

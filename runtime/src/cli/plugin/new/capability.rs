@@ -104,9 +104,7 @@ impl Capability {
     s3::put(&key, \"text/plain\", text.as_bytes())?;
 "
             }
-            Self::Amqp => {
-                "    amqp::publish(\"exchange/me/ci\", \"failed\", \"text/plain\", text.as_bytes())?;\n"
-            }
+            Self::Amqp => "    amqp::publish(\"exchange/me/ci\", \"failed\", \"text/plain\", text.as_bytes())?;\n",
             Self::Webhook => {
                 "    // Whom the operator calls `alerts`: its address is a secret.
     let post = webhook::to_endpoint(\"alerts\");

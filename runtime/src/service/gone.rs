@@ -1,0 +1,72 @@
+//! Tenants and destinations that were taken away: what waits for them is ended, and so is what comes late, from an event
+//! that was in hand or an attempt that was under way.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{Store, Withdrawn};
+use crate::tenant::{ACCOUNT_REMOVED, TENANT_REMOVED, tenant_of};
+
+/// What is gone.
+#[derive(Default)]
+pub struct Gone {
+    gone: Mutex<Withdrawn>,
+    news: Notify,
+}
+
+impl Gone {
+    /// These destinations are gone, and these tenants; whatever is there is not.
+    pub fn note<'a>(
+        &self,
+        destinations: impl IntoIterator<Item = &'a str>,
+        tenants: impl IntoIterator<Item = &'a str>,
+        is_there: impl Fn(&str) -> bool,
+    ) {
+        let mut gone = self.gone();
+        for tenant in tenants {
+            gone.tenants.insert(tenant.to_owned(), TENANT_REMOVED.to_owned());
+        }
+        for destination in destinations {
+            let is_there = tenant_of(destination).is_some_and(&is_there);
+            let reason = if is_there { ACCOUNT_REMOVED } else { TENANT_REMOVED };
+            gone.destinations.insert(destination.to_owned(), reason.to_owned());
+        }
+        self.news.notify_one();
+    }
+
+    /// These are there again.
+    pub fn forget(&self, destinations: &BTreeSet<&str>, tenants: &BTreeSet<&str>) {
+        let mut gone = self.gone();
+        gone.destinations.retain(|destination, _| !destinations.contains(destination.as_str()));
+        gone.tenants.retain(|tenant, _| !tenants.contains(tenant.as_str()));
+    }
+
+    /// Ends what waits for them, until asked to stop.
+    pub async fn run(&self, store: &Store, stop: CancellationToken) {
+        loop {
+            let gone = self.gone().clone();
+            if gone != Withdrawn::default() {
+                match store.withdraw(gone).await {
+                    Ok(0) => {}
+                    Ok(ended) => tracing::warn!(ended, "what waited for tenants or accounts that are gone is refused"),
+                    Err(error) => tracing::debug!(%error, "what waits for those who are gone waits on"),
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.news.notified() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    fn gone(&self) -> MutexGuard<'_, Withdrawn> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const LOOK_EVERY: Duration = Duration::from_secs(5);
