@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use end_to_end::guest;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use pulse_notifier::effect::{Hash, Origin};
 use pulse_notifier::grant::{About, EmailGrant, Grant, IrcGrant, Pattern};
@@ -188,13 +189,22 @@ async fn a_guest_sees_no_environment_no_files_and_a_standing_clock() {
 
 #[tokio::test]
 async fn no_state_survives_between_calls() {
+    const CALLS: usize = 100_000;
     let (sandbox, version) = hostile();
-    for _ in 0..1_000 {
-        let report = sandbox.invoke(&version, invocation("behave", Limits::default())).await;
+    let call = |number: usize| {
+        let mut invocation = invocation("behave", Limits::default());
+        invocation.event.tenant = ["red", "blue"][number % 2].into();
+        sandbox.invoke(&version, invocation)
+    };
+    let mut reports = futures_util::stream::iter((0..CALLS).map(call)).buffer_unordered(16);
+    let mut planned = 0;
+    while let Some(report) = reports.next().await {
         let Ending::Planned(plan) = report.ending else { panic!("{report:?}") };
         let pulse_notifier::effect::Effect::Email(email) = &plan.effects[0].effect else { panic!() };
         assert_eq!(&*email.subject, "behave 1");
+        planned += 1;
     }
+    assert_eq!(planned, CALLS);
 }
 
 #[tokio::test]
@@ -227,7 +237,7 @@ async fn what_is_no_plugin_is_not_admitted_and_the_reason_is_said() {
         ("text", b"(component)".to_vec(), "expected a WebAssembly component"),
         ("a core module", wat::parse_str("(module)").unwrap(), "a core module: expected a component"),
         ("truncated", wasm[..wasm.len() / 2].to_vec(), "it does not compile"),
-        ("too large", vec![0; 11 << 20], "11534336 bytes, more than the 10485760 a component may have"),
+        ("too large", vec![0; 11 << 20], "11534336 bytes, more than the 10485760 it may have (component_bytes in its limits)"),
         (
             "sockets",
             wat::parse_str(r#"(component (import "wasi:sockets/tcp@0.2.0" (instance)))"#).unwrap(),
