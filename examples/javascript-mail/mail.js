@@ -24,11 +24,10 @@ export function notify(event) {
     email.send(mail);
   } catch (error) {
     // A refused effect is a reason to fail: this asked for what it may not have. A bug is none: it traps.
-    const refusal = error.payload ?? error;
-    if (typeof refusal.tag !== "string") {
+    if (error.payload === undefined) {
       throw error;
     }
-    throw { tag: "failed", val: `${refusal.tag}: ${refusal.val}` };
+    throw { tag: "failed", val: `${error.payload.tag}: ${error.payload.val}` };
   }
 }
 

@@ -17,6 +17,15 @@ pub fn guest(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The component of an example in another language than Rust.
+pub fn example(name: &str) -> Result<PathBuf> {
+    let executable = std::env::current_exe()?;
+    let target = executable.ancestors().nth(3).context("a test runs inside the target directory")?;
+    let path = target.join("examples").join(format!("{name}.wasm"));
+    path.is_file().then_some(&path).with_context(|| format!("{}: run `make examples` first", path.display()))?;
+    Ok(path)
+}
+
 /// A plugin directory with the built plugins of these names.
 pub fn plugins(names: &[&str]) -> Result<TempDir> {
     let folder = tempfile::Builder::new().prefix("plugins-").tempdir()?;

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 pub use broker::Broker;
 pub use corpus::{Corpus, Message, Streamed, corpus};
-pub use guests::{guest, plugins};
+pub use guests::{example, guest, plugins};
 pub use http::{Raw, Response};
 pub use influx::InfluxServer;
 pub use irc::{IrcServer, Reader, Said};

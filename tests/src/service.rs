@@ -1,7 +1,7 @@
 //! The built binary as a process: a clean environment, a private working directory, its output kept.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -38,6 +38,17 @@ impl Service {
     /// The working directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Neither the log nor any file beside it holds one of these secrets.
+    pub fn tells_no_secret(&self, secrets: &[&str]) -> Result<()> {
+        let secrets = secrets.iter().flat_map(|secret| ["-e", secret]);
+        // Not by this process: closing a database's file takes away the locks of every connection it has there.
+        let mut grep = Command::new("grep");
+        grep.args(["--recursive", "--text", "--fixed-strings", "--files-with-matches"]).args(secrets);
+        let found = grep.arg(self.directory()).output()?;
+        ensure!(found.status.code() == Some(1), "{}", String::from_utf8_lossy(&[found.stdout, found.stderr].concat()));
+        Ok(())
     }
 
     /// Starts the process, again if it has ended, in the same directory.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aws_lc_rs::hmac;
 use end_to_end::world::{count, rows, store};
 use end_to_end::{Broker, Reply, Request, Service, WebhookReceiver, World, wait};
@@ -18,6 +18,7 @@ const SOON: Duration = Duration::from_secs(60);
 const PATH: &str = "services/T0SECRETT/B0SECRETB/secretpathsecretpath";
 const TOKEN: &str = "secrettokensecrettoken";
 const HMAC: &str = "secrethmacsecrethmac";
+const SECRETS: [&str; 5] = ["secretpath", "SECRETT", "SECRETB", TOKEN, HMAC];
 const DELIVERED: &str = "SELECT COUNT(*) FROM effect WHERE state = 'delivered'";
 const SUSPENDED: &str = "SELECT destination || ': ' || CAST(reason AS TEXT) FROM suspension";
 const ENDED: &str = "SELECT state || ' ' || CAST(reason AS TEXT) FROM effect WHERE state NOT IN ('pending', 'claimed')";
@@ -104,21 +105,6 @@ async fn ended(service: &Service) -> Result<String> {
     wait::until_some("it has ended", SOON, async || Ok(rows(&store, ENDED).await?.pop())).await
 }
 
-/// Neither the log nor any file beside it knows a secret.
-fn no_secret_is_told(service: &Service) -> Result<()> {
-    for entry in std::fs::read_dir(service.directory())? {
-        let path = entry?.path();
-        // Not by this process: closing a database's file takes away the locks of every connection it has there.
-        let read = std::process::Command::new("cat").arg(&path).output()?;
-        ensure!(read.status.success(), "cannot read {}", path.display());
-        let text = String::from_utf8_lossy(&read.stdout).into_owned();
-        for secret in ["secretpath", "SECRETT", "SECRETB", TOKEN, HMAC] {
-            ensure!(!text.contains(secret), "{} holds {secret}", path.display());
-        }
-    }
-    Ok(())
-}
-
 /// As a receiver would check it: the signature is ours, over the time and the body.
 fn is_signed(post: &Request) -> Result<()> {
     let time = post.header("x-pulse-notifier-timestamp").context("no time")?;
@@ -152,7 +138,7 @@ async fn a_receiver_is_told_once_with_a_key_and_a_signature_and_nobody_else_sees
     assert_eq!(said["text"], "&lt;!channel&gt; It failed");
     assert!(said["attachments"][0]["text"].as_str().is_some_and(|text| text.starts_with(&task_id)), "{said}");
     assert_eq!(rows(&store(&service), HISTORY).await?, ["1 delivered: 200 OK"]);
-    no_secret_is_told(&service)
+    service.tells_no_secret(&SECRETS)
 }
 
 #[tokio::test]
@@ -168,7 +154,7 @@ async fn a_receiver_in_trouble_is_told_again_with_the_same_key() -> Result<()> {
     assert_eq!(first.header("idempotency-key"), second.header("idempotency-key"));
     let history = rows(&store(&service), HISTORY).await?;
     assert_eq!(history, ["1 transient: 500 Internal Server Error: on its tea break", "2 delivered: 200 OK"]);
-    no_secret_is_told(&service)
+    service.tells_no_secret(&SECRETS)
 }
 
 #[tokio::test]
@@ -187,7 +173,7 @@ async fn what_a_receiver_turns_down_is_dead_and_says_why_without_a_secret() -> R
     .await?;
     place.failed().await?;
     all_delivered(&service, 1).await?;
-    no_secret_is_told(&service)
+    service.tells_no_secret(&SECRETS)
 }
 
 #[tokio::test]
@@ -203,7 +189,7 @@ async fn a_wrong_secret_suspends_the_receiver_until_the_right_one_is_there() -> 
     let reason = wait::until_some("the receiver is suspended", SOON, suspended).await?;
     assert_eq!(reason, "webhook/one.hooks: 401 Unauthorized");
     place.failed().await?;
-    no_secret_is_told(&service)?;
+    service.tells_no_secret(&SECRETS)?;
     service.terminate()?;
     service.wait_exit(SOON).await?;
     service.start_with(&[("SLACK_TOKEN", "mended")])?;
@@ -225,7 +211,7 @@ async fn a_name_that_leads_to_this_machine_is_not_connected_to_unless_the_operat
     let reason = wait::until_some("the receiver is suspended", SOON, suspended).await?;
     assert!(reason.contains("it has no address out in the world: set private = true"), "{reason}");
     assert!(place.receiver.posts().is_empty());
-    no_secret_is_told(&service)
+    service.tells_no_secret(&SECRETS)
 }
 
 // ---- the sink alone

@@ -87,7 +87,8 @@ impl Occasion {
         let terms = PluginTerms {
             grant: Arc::new(Grant::towards(&self.recipients)),
             settings: Arc::new(self.settings.clone()),
-            limits: Limits::default(),
+            // Room for an interpreter, as an operator may give it.
+            limits: Limits { table_elements_max: Limits::MOST.table_elements_max, ..Limits::default() },
         };
         let plugins = BTreeMap::from([(plugin.to_owned(), terms.clone())]);
         let wished = wishes(event, &task.value, &self.identities, &plugins, &tasks.task_url(&event.task_id));

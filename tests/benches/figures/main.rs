@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use end_to_end::world::{definition, failure, mail_to};
-use end_to_end::{Broker, Message, Service, World, guest, request, wait};
+use end_to_end::{Broker, Message, Service, World, example, guest, request, wait};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
@@ -18,7 +18,7 @@ use pulse_notifier::effect::{Hash, Origin};
 use pulse_notifier::grant::{About, EmailGrant, Grant, Pattern};
 use pulse_notifier::intake::event::TaskId;
 use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
-use pulse_notifier::sandbox::{ComponentLimits, Invocation, Limits, Sandbox, types};
+use pulse_notifier::sandbox::{ComponentLimits, Ending, Invocation, Limits, Sandbox, types};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,6 +53,9 @@ async fn main() -> Result<()> {
     if wanted('f') {
         neighbours::two_hundred(&broker).await?;
     }
+    if wanted('g') {
+        languages().await?;
+    }
     Ok(())
 }
 
@@ -81,6 +84,34 @@ async fn sandbox() -> Result<()> {
     println!("    fresh, one thread    {:.0} calls/s", 1.0 / fresh.mean.as_secs_f64());
     let calls = (one.len() + other.len()) as f64;
     println!("    fresh, two threads   {:.0} calls/s", calls / two_threads.as_secs_f64());
+    Ok(())
+}
+
+// (g) The same call of plugins in other languages.
+
+async fn languages() -> Result<()> {
+    const CALLS: usize = 2_000;
+    println!("(g) one call of a fresh instance, one mail, by the language of the plugin");
+    let sandbox = Sandbox::start()?;
+    for (language, wasm) in
+        [("Rust", guest("smtp")?), ("JavaScript", example("javascript_mail")?), ("Python", example("python_mail")?)]
+    {
+        let wasm = std::fs::read(wasm)?;
+        let started = Instant::now();
+        let version = sandbox.admit("mail", &wasm, &Grant::towards(&[]), &ComponentLimits::MOST)?;
+        let compiling = started.elapsed();
+        // A call that faults is over quickly.
+        let report = sandbox.invoke(&version, invocation()).await;
+        ensure!(matches!(report.ending, Ending::Planned(_)), "{language}: {:?}", report.ending);
+        drop(sandbox.time_fresh(&version, CALLS / 10, invocation).await);
+        let fresh = Quantiles::of(sandbox.time_fresh(&version, CALLS, invocation).await);
+        println!(
+            "    {language:<10} {:>6} KB  compiling {compiling:>6.1?}  p50 {:?}  p99 {:?}",
+            wasm.len() >> 10,
+            fresh.p50,
+            fresh.p99
+        );
+    }
     Ok(())
 }
 
@@ -127,7 +158,7 @@ fn invocation() -> Invocation {
         time: Timestamp::UNIX_EPOCH,
         grant: Arc::new(grant),
         settings: Arc::default(),
-        limits: Limits::default(),
+        limits: Limits { table_elements_max: Limits::MOST.table_elements_max, ..Limits::default() },
         reads: TaskReads::new(Arc::new(Tasks::Memory(MemoryTasks::new(root))), id),
     }
 }

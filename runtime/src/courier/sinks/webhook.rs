@@ -131,7 +131,9 @@ fn not_answered(to: &Receiver, error: reqwest::Error) -> Receipt {
     }
     let why = shortened(&causes(&error));
     match to {
-        Receiver::Endpoint(_) if error.is_builder() || is_about_tls(&error) => Receipt::Suspended(why),
+        Receiver::Endpoint(_) if error.is_builder() || (error.is_connect() && is_about_tls(&error)) => {
+            Receipt::Suspended(why)
+        }
         Receiver::Url(_) if error.is_builder() => Receipt::Permanent(why),
         // No connection was made, so nothing can have been received.
         Receiver::Endpoint(_) | Receiver::Url(_) if error.is_connect() => Receipt::Transient(why),
