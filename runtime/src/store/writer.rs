@@ -44,6 +44,7 @@ impl Write {
             | Self::Finish(_)
             | Self::Renew { .. }
             | Self::ProbeNow
+            | Self::Withdraw(_)
             | Self::Prune { .. }
             | Self::Bindings { .. }
             | Self::Unbound { .. } => "",
