@@ -21,7 +21,7 @@ use crate::intake::source::{Received, Settler, ndjson};
 use crate::intake::task::{MemoryTasks, Tasks};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
-use crate::sandbox::{Limits, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::service::{Parts, Service, Wanted};
 use crate::store::Store;
 use crate::taskcluster::Taskcluster;
@@ -103,7 +103,7 @@ fn tenant() -> Tenant {
         irc: Some(IrcGrant { account: ACCOUNT.into(), channels: vec![Pattern::new("#*")] }),
         ..Grant::default()
     };
-    let terms = PluginTerms { grant: Arc::new(grant), settings: Arc::default(), limits: Limits::default() };
+    let terms = PluginTerms { grant: Arc::new(grant), ..PluginTerms::default() };
     let release_drivers = json!({"plugins": ["smtp"], "emails": ["release-drivers@example.com"]});
     Tenant {
         name: TENANT.into(),

@@ -18,7 +18,7 @@ use crate::grant::{AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, Sns
 use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
 use crate::store::Binding;
-use crate::tenant::{LogCollection, PluginTerms, Queue, QueueKind, Tenant, account_of};
+use crate::tenant::{LogCollection, On, PluginTerms, Queue, QueueKind, Tenant, account_of};
 
 pub(super) fn tenant(
     section: &Section<'_>,
@@ -146,7 +146,8 @@ fn terms(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> PluginTer
         }
     }
     let grant = grant(&section.section("grant"), accounts, queue);
-    PluginTerms { grant: Arc::new(grant), settings: Arc::new(settings), limits: limits(&section.section("limits")) }
+    let on = section.one_of("on", &[("named", On::Named), ("every", On::Every)]).unwrap_or_default();
+    PluginTerms { on, grant: Arc::new(grant), settings: Arc::new(settings), limits: limits(&section.section("limits")) }
 }
 
 fn limits(section: &Section<'_>) -> Limits {
