@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::grant::Grant;
@@ -58,9 +59,22 @@ impl LogCollection {
     }
 }
 
+/// Which events of its tenant's bindings a plugin is told of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum On {
+    /// Those whose task names it.
+    #[default]
+    Named,
+    /// Every one.
+    Every,
+}
+
 /// On what terms a plugin runs for a tenant.
 #[derive(Clone, Default, PartialEq)]
 pub struct PluginTerms {
+    /// Which events it is told of.
+    pub on: On,
     /// What it may ask for.
     pub grant: Arc<Grant>,
     /// What the operator set for it.
@@ -72,10 +86,10 @@ pub struct PluginTerms {
 /// A setting may be a secret: its name alone is shown.
 impl fmt::Debug for PluginTerms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { grant, settings, limits } = self;
+        let Self { on, grant, settings, limits } = self;
         let names: Vec<_> = settings.keys().collect();
         let mut shown = f.debug_struct("PluginTerms");
-        shown.field("grant", grant).field("settings", &names).field("limits", limits).finish()
+        shown.field("on", on).field("grant", grant).field("settings", &names).field("limits", limits).finish()
     }
 }
 

@@ -397,6 +397,33 @@ async fn a_plugin_whose_grant_no_longer_covers_it_is_refused_until_it_does_again
 }
 
 #[tokio::test]
+async fn a_plugin_on_every_event_is_told_of_what_no_task_wants_said() -> Result<()> {
+    let world = world().await?;
+    let file = tenant(&world, "red");
+    let red = file.replace("[plugins.smtp.", "[plugins.smtp]\non = \"every\"\n[plugins.smtp.");
+    let mut service = world.service_of_tenants(&[("red", &red)])?;
+    service.start()?;
+    consuming(&service, &["red"]).await?;
+    let store = store(&service);
+    let states = "SELECT identity || ' ' || plugin || ' ' || state FROM invocation";
+    // Nobody to tell, and told of all the same.
+    let (task_id, message) = world.failed_task_of("red", &json!({}));
+    world.taskcluster.define(&task_id, json!({"metadata": {"name": "a task that says nothing"}}));
+    world.publish(&message).await?;
+    wait::until("it was told", SOON, async || Ok(rows(&store, states).await? == ["default smtp done"])).await?;
+    world.publish(&world.failed_task_of("red", &json!({"emails": ["a@red.example.com"]})).1).await?;
+    told(&world, "a@red.example.com").await?;
+    // It is on every event no longer.
+    put_tenant(&service, "red", &file)?;
+    wait::until("it has changed", SOON, async || Ok(lines(&service, "tenant changed").len() == 1)).await?;
+    world.publish(&world.failed_task_of("red", &json!({"emails": ["nobody@red.example.com"]})).1).await?;
+    tell(&world, "red", "b").await?;
+    told(&world, "b@red.example.com").await?;
+    assert_eq!(world.smtp.mails()?.len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
 async fn told_to_read_again_it_takes_what_it_can_and_says_what_waits_for_a_start() -> Result<()> {
     let world = world().await?;
     let mut service = world.service_of_tenants(&[("red", &tenant(&world, "red"))])?;

@@ -7,7 +7,7 @@ use crate::config::{Account, AwsAccount, Config, DeliveryMode, Environment, Secr
 use crate::grant::{Endpoint, Pattern, UrlGrant};
 use crate::registry::{Compiler, Registry};
 use crate::sandbox::{Sandbox, Version};
-use crate::tenant::{QueueKind, Tenant};
+use crate::tenant::{On, QueueKind, Tenant};
 
 pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
     let config = Config::load(file, environment)?;
@@ -121,6 +121,9 @@ fn explain_plugin(tenant: &Tenant, version: &Version) {
     let digest: String = version.digest.to_string().chars().take(12).collect();
     say!("  plugin     {} (sha256 {digest}…) imports {}", version.name, version.imports.join(", "));
     let Some(terms) = tenant.plugins.get(&version.name) else { return };
+    if terms.on == On::Every {
+        say!("    is told of every event, whatever its task says");
+    }
     let joined = |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if let Some(email) = &terms.grant.email {
         say!("    may mail {} by account {}", joined(&email.recipients), email.account);

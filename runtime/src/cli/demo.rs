@@ -22,7 +22,7 @@ use crate::intake::source::{Received, Settler, ndjson};
 use crate::intake::task::{MemoryTasks, Tasks};
 use crate::metrics::Metrics;
 use crate::registry::{Compiler, Registry};
-use crate::sandbox::{Limits, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::service::{Parts, Service, Wanted};
 use crate::store::Store;
 use crate::taskcluster::Taskcluster;
@@ -106,7 +106,7 @@ fn tenant() -> Tenant {
         irc: Some(IrcGrant { account: ACCOUNT.into(), channels: vec![Pattern::new("#*")] }),
         ..Grant::default()
     };
-    let terms = PluginTerms { grant: Arc::new(grant), settings: Arc::default(), limits: Limits::default() };
+    let terms = PluginTerms { grant: Arc::new(grant), ..PluginTerms::default() };
     let release_drivers = json!({"plugins": ["smtp"], "emails": ["release-drivers@example.com"]});
     Tenant {
         name: TENANT.into(),

@@ -24,7 +24,7 @@ use crate::grant::{AmqpGrant, EmailGrant, Grant, IrcGrant, Pattern, S3Grant, Sns
 use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
 use crate::store::Binding;
-use crate::tenant::{LogCollection, PluginTerms, Queue, QueueKind, Tenant};
+use crate::tenant::{LogCollection, On, PluginTerms, Queue, QueueKind, Tenant};
 
 pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
     let reader = Reader::new(environment);
@@ -372,6 +372,7 @@ fn plugins(reader: &Reader<'_>, services: &[String], world: &World, queue: &Queu
         };
         let settings = settings.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
         let terms = PluginTerms {
+            on: On::Named,
             grant: Arc::new(world.grant(service, queue)),
             settings: Arc::new(settings.collect()),
             limits: Limits::default(),

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value};
 
 use super::event::{Event, kind, text};
-use crate::tenant::PluginTerms;
+use crate::tenant::{On, PluginTerms};
 
 /// Identities by name: what lies over a section that names one in `ids`.
 pub type Identities = BTreeMap<String, Map<String, Value>>;
@@ -47,7 +47,8 @@ pub struct Wishes {
     pub warnings: Vec<String>,
 }
 
-/// Reads `extra.notifications.<status>` (or the older `extra.notification.<status>`) of a task's definition.
+/// Reads `extra.notifications.<status>` (or the older `extra.notification.<status>`) of a task's definition. A plugin on
+/// every event is told as if each section, as its task wrote it, named it; where there is none, the section is empty.
 #[must_use]
 pub fn wishes(
     event: &Event,
@@ -57,7 +58,9 @@ pub fn wishes(
     task_url: &str,
 ) -> Wishes {
     let mut reader = Reader { event, task, task_url, plugins, wishes: Wishes::default() };
-    if let Some(section) = reader.section() {
+    static NOTHING: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+    let is_told_anyway = || plugins.values().any(|terms| terms.on == On::Every);
+    if let Some(section) = reader.section().or_else(|| is_told_anyway().then_some(&*NOTHING)) {
         for (identity, overlay) in reader.identities(section, identities) {
             let mut merged = section.clone();
             merged.extend(overlay.clone());
@@ -127,7 +130,12 @@ impl<'a> Reader<'a> {
     }
 
     fn notify(&mut self, identity: &str, section: &Map<String, Value>) {
-        let named = self.named_plugins(section);
+        let mut named = self.named_plugins(section);
+        if identity == DEFAULT_IDENTITY {
+            let on_every = self.plugins.iter().filter(|(_, terms)| terms.on == On::Every).map(|(name, _)| name);
+            let unnamed: Vec<_> = on_every.filter(|name| named.iter().all(|(other, _)| other != *name)).collect();
+            named.extend(unnamed.into_iter().map(|name| (name.clone(), None)));
+        }
         if named.is_empty() {
             return;
         }
@@ -309,6 +317,49 @@ mod tests {
         assert_eq!(notification.subject, "ü".repeat(400) + "...");
         assert_eq!(notification.message.len(), (32 << 10) + 3);
         assert_eq!(wishes.warnings.len(), 2, "{:?}", wishes.warnings);
+    }
+
+    fn told_of_every(extra: &Value, identities: &Value) -> Wishes {
+        let task = json!({"metadata": {"name": "build"}, "extra": extra});
+        let identities = serde_json::from_value(identities.clone()).unwrap();
+        let on = |on| PluginTerms { on, ..PluginTerms::default() };
+        let plugins =
+            [("smtp", On::Named), ("audit", On::Every)].map(|(name, which)| (name.to_owned(), on(which))).into();
+        wishes(&event("task-failed"), &task, &identities, &plugins, "https://tc/tasks/A35mWTRuQmyj88yMnIF0fA")
+    }
+
+    #[test]
+    fn a_plugin_on_every_event_is_told_of_tasks_that_want_nothing_said() {
+        let none = json!({"notifications": {"task-completed": {"plugins": ["smtp"], "emails": ["a@example.com"]}}});
+        for extra in [json!({}), json!(null), json!(7), none, json!({"notifications": {"task-failed": "odd"}})] {
+            let wishes = told_of_every(&extra, &json!({}));
+            assert_eq!(said(&wishes), [("default", "audit")], "{extra}");
+            let told = &wishes.notifications[0];
+            assert_eq!((told.subject.as_str(), told.section.as_str()), ("Task failed: build", "{}"));
+            assert!(told.emails.is_empty() && told.nicks.is_empty() && told.channels.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_plugin_on_every_event_is_told_once_of_what_a_section_says_and_once_more_by_each_identity_that_names_it() {
+        let section = |plugins: Value| {
+            json!({"notifications": {"task-failed": {
+                "plugins": plugins, "subject": "s", "emails": ["a@example.com"], "ids": ["ci", "ops"]}}})
+        };
+        let identities = json!({"ci": {"plugins": ["smtp"]}, "ops": {"plugins": ["audit"]}});
+        for plugins in [json!(["smtp"]), json!(["smtp", "audit"])] {
+            let wishes = told_of_every(&section(plugins), &identities);
+            let expected = [("ci", "smtp"), ("ops", "audit"), ("default", "smtp"), ("default", "audit")];
+            assert_eq!(said(&wishes), expected);
+            assert_eq!(
+                (wishes.notifications[3].subject.as_str(), &wishes.notifications[3].emails[0][..]),
+                ("s", "a@example.com")
+            );
+        }
+        let own = told_of_every(&section(json!({"audit": {"subject": "for it alone"}})), &json!({}));
+        assert_eq!(own.notifications[0].subject, "for it alone");
+        // Others' tasks name nobody: a plugin that is not on every event is not told.
+        assert!(said(&told_of_every(&section(json!([])), &json!({}))).iter().all(|(_, plugin)| *plugin == "audit"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::{Difference, Occasion, OccasionError, Outcome, Trial, TrialError, read, read_json};
 use crate::intake::notification::Identities;
-use crate::tenant::LogCollection;
+use crate::tenant::{LogCollection, On};
 
 /// One case, as its file has it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -18,6 +18,9 @@ use crate::tenant::LogCollection;
 pub struct Case {
     /// The event, as a line of the demo's, with its task; kept as it is written.
     event: Box<RawValue>,
+    /// Which events the plugin is told of; those whose task names it, when it is absent.
+    #[serde(default, skip_serializing_if = "is_named")]
+    on: On,
     /// The plugin's settings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     settings: BTreeMap<String, String>,
@@ -33,6 +36,10 @@ pub struct Case {
     /// What comes of each notification, a text of several lines as the list of its lines.
     #[serde(default)]
     expected: Value,
+}
+
+fn is_named(on: &On) -> bool {
+    *on == On::Named
 }
 
 impl Case {
@@ -89,7 +96,15 @@ impl Case {
         outcomes: impl IntoIterator<Item = Outcome>,
     ) -> Result<Self, serde_json::Error> {
         let (event, expected) = (RawValue::from_string(event)?, as_value(outcomes));
-        Ok(Self { event, settings, identities: Identities::new(), grant: None, log_bucket: None, expected })
+        Ok(Self {
+            event,
+            on: On::Named,
+            settings,
+            identities: Identities::new(),
+            grant: None,
+            log_bucket: None,
+            expected,
+        })
     }
 
     pub(super) fn parse(text: &str) -> Result<Self, serde_json::Error> {
@@ -99,6 +114,7 @@ impl Case {
     /// What the plugin is told, and on what terms.
     pub(super) fn occasion(&self) -> Result<Occasion, OccasionError> {
         let mut occasion = Occasion::new(self.event.get())?;
+        occasion.on = self.on;
         occasion.settings.clone_from(&self.settings);
         occasion.identities.clone_from(&self.identities);
         if let Some(recipients) = &self.grant {

@@ -14,12 +14,14 @@ use crate::intake::notification::{Identities, wishes};
 use crate::intake::source::ndjson::{self, NotAnEvent};
 use crate::intake::task::{Definition, MemoryTasks, Tasks};
 use crate::sandbox::{Invocation, Limits};
-use crate::tenant::{LogCollection, PluginTerms};
+use crate::tenant::{LogCollection, On, PluginTerms};
 
 /// One event with its task, and the plugin's terms.
 pub struct Occasion {
     pub(super) event: Event,
     tasks: Arc<Tasks>,
+    /// Whether the plugin is told of events whose task does not name it; not unless set.
+    pub on: On,
     /// The plugin's settings; none unless set.
     pub settings: BTreeMap<String, String>,
     /// The operator's identities; none unless set.
@@ -67,7 +69,7 @@ impl Occasion {
         let event = Event::read(TENANT, Arc::new(delivery))?;
         let (settings, identities) = (BTreeMap::new(), Identities::new());
         let tasks = Arc::new(Tasks::Memory(tasks));
-        Ok(Self { event, tasks, settings, identities, recipients: vec!["*".into()], logs: None })
+        Ok(Self { event, tasks, on: On::Named, settings, identities, recipients: vec!["*".into()], logs: None })
     }
 
     pub(super) fn with_definition(self, task: Definition) -> Self {
@@ -85,6 +87,7 @@ impl Occasion {
             return Err(OccasionError::NoTask(event.task_id.clone()));
         };
         let terms = PluginTerms {
+            on: self.on,
             grant: Arc::new(Grant::towards(&self.recipients)),
             settings: Arc::new(self.settings.clone()),
             // Room for an interpreter, as an operator may give it.

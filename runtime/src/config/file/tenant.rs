@@ -21,7 +21,7 @@ use crate::grant::{
 use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
 use crate::store::Binding;
-use crate::tenant::{LogCollection, PluginTerms, Queue, QueueKind, Tenant, account_of};
+use crate::tenant::{LogCollection, On, PluginTerms, Queue, QueueKind, Tenant, account_of};
 
 pub(super) fn tenant(
     section: &Section<'_>,
@@ -151,7 +151,8 @@ fn terms(section: &Section<'_>, accounts: &Accounts, queue: &Queue, ceiling: Lim
     }
     let grant = grant(&section.section("grant"), accounts, queue);
     let limits = limits::of_plugin(&section.section("limits"), ceiling);
-    PluginTerms { grant: Arc::new(grant), settings: Arc::new(settings), limits }
+    let on = section.one_of("on", &[("named", On::Named), ("every", On::Every)]).unwrap_or_default();
+    PluginTerms { on, grant: Arc::new(grant), settings: Arc::new(settings), limits }
 }
 
 fn grant(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> Grant {
