@@ -9,9 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use hmac::{Hmac, KeyInit, Mac};
+use aws_lc_rs::{constant_time, hmac};
 use rustix::fs::OFlags;
-use sha2::Sha256;
 
 use crate::effect::Hash;
 use crate::sandbox::{Compiled, Sandbox};
@@ -57,7 +56,7 @@ impl Cache {
         let mut sealed = Vec::new();
         file.read_to_end(&mut sealed).ok()?;
         let (code, seal) = sealed.split_last_chunk::<SEAL_BYTES>()?;
-        self.seal(digest, code)?.verify_slice(seal).ok()?;
+        constant_time::verify_slices_are_equal(self.seal(digest, code).as_ref(), seal).ok()?;
         // The file that was looked at, whatever has that name by now.
         let same = format!("/proc/self/fd/{}", file.as_raw_fd());
         sandbox.load_file(digest, code, Path::new(&same)).ok()
@@ -65,10 +64,9 @@ impl Cache {
 
     /// Keeps the code of a component.
     pub(super) fn keep(&self, digest: Hash, code: &[u8]) -> std::io::Result<()> {
-        let seal = self.seal(digest, code).ok_or_else(|| std::io::Error::other("no key"))?.finalize();
         let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.folder)?;
         file.write_all(code)?;
-        file.write_all(&seal.into_bytes())?;
+        file.write_all(self.seal(digest, code).as_ref())?;
         file.persist(self.path(digest))?;
         Ok(())
     }
@@ -104,12 +102,12 @@ impl Cache {
     }
 
     /// Over the name too: no file passes for another.
-    fn seal(&self, digest: Hash, code: &[u8]) -> Option<Hmac<Sha256>> {
-        let mut seal = Hmac::<Sha256>::new_from_slice(&self.key).ok()?;
+    fn seal(&self, digest: Hash, code: &[u8]) -> hmac::Tag {
+        let mut seal = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.key));
         seal.update(digest.as_bytes());
         seal.update(&self.compatibility.to_le_bytes());
         seal.update(code);
-        Some(seal)
+        seal.sign()
     }
 }
 
