@@ -90,7 +90,11 @@ fn uri(broker: &Broker) -> AMQPUri {
             port: broker.port,
         },
         vhost: broker.vhost.clone(),
-        query: AMQPQueryString { heartbeat: Some(HEARTBEAT_S), ..AMQPQueryString::default() },
+        query: AMQPQueryString {
+            heartbeat: Some(HEARTBEAT_S),
+            frame_max: Some(FRAME_BYTES_MAX),
+            ..AMQPQueryString::default()
+        },
     }
 }
 
@@ -100,3 +104,6 @@ pub(crate) const HOPS_HEADER: &str = "x-pulse-notifier-hops";
 pub(crate) const EFFECT_HEADER: &str = "x-pulse-notifier-effect";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const HEARTBEAT_S: u16 = 30;
+/// The library sets aside 64 frames for each connection, and each tenant has one. A frame that the broker cannot cut, the
+/// properties of a message, still fits in the half of it that is for reading.
+const FRAME_BYTES_MAX: u32 = 8 << 10;
