@@ -237,7 +237,11 @@ async fn what_is_no_plugin_is_not_admitted_and_the_reason_is_said() {
         ("text", b"(component)".to_vec(), "expected a WebAssembly component"),
         ("a core module", wat::parse_str("(module)").unwrap(), "a core module: expected a component"),
         ("truncated", wasm[..wasm.len() / 2].to_vec(), "it does not compile"),
-        ("too large", vec![0; 11 << 20], "11534336 bytes, more than the 10485760 it may have (component_bytes in its limits)"),
+        (
+            "too large",
+            vec![0; 11 << 20],
+            "11534336 bytes, more than the 10485760 it may have (component_bytes in its limits)",
+        ),
         (
             "sockets",
             wat::parse_str(r#"(component (import "wasi:sockets/tcp@0.2.0" (instance)))"#).unwrap(),
