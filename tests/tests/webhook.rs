@@ -214,6 +214,45 @@ async fn a_name_that_leads_to_this_machine_is_not_connected_to_unless_the_operat
     service.tells_no_secret(&SECRETS)
 }
 
+#[tokio::test]
+async fn a_task_that_names_addresses_reaches_what_is_granted_and_nothing_near_us() -> Result<()> {
+    let world = World::new(Broker::shared().await?, &["poster"]).await?;
+    let (receiver, other) = (WebhookReceiver::start().await?, WebhookReceiver::start_plain().await?);
+    let (port, other_port) = (receiver.port(), other.port());
+    let tenant = world.tenant("one", &[])
+        + &format!(
+            "[accounts.near]\nkind = \"webhook\"\nprivate = true\n\
+             [accounts.far]\nkind = \"webhook\"\nurl = \"https://hooks.example.com/secret\"\n\
+             [plugins.poster.grant.webhook]\naccount = \"near\"\nendpoints = {{ mine = \"far\" }}\n\
+             urls = [\"https://localhost:{port}/hooks/*\", \"http://169.254.169.254\"]\n"
+        );
+    let mut service = world.service_of_tenants(&[("one", &tenant)])?.env("SSL_CERT_FILE", receiver.ca_file().display());
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
+    let urls = [
+        format!("https://localhost:{port}/hooks/1"),
+        "http://169.254.169.254/latest/meta-data/iam/security-credentials/".into(),
+        format!("https://localhost:{port}/other"),
+        format!("https://localhost:{port}/hooks/../other"),
+        format!("https://localhost:{port}/hooks/..%2fother"),
+        format!("http://localhost:{other_port}/hooks/1"),
+        format!("https://localhost:{port}@127.0.0.1:{other_port}/hooks/1"),
+        "https://hooks.example.com/secret".into(),
+    ];
+    let section = json!({"plugins": ["poster"], "message": urls.join("\n")});
+    world.publish(&world.failed_task_of("one", &section).1).await?;
+    let store = store(&service);
+    let ended = async || Ok(Some(rows(&store, ENDED).await?).filter(|rows| rows.len() == 2));
+    let mut states = wait::until_some("both effects have ended", SOON, ended).await?;
+    states.sort();
+    assert_eq!(states, ["dead it has no address out in the world", "delivered 200 OK"]);
+    let posts = receiver.posts();
+    let lines: Vec<_> = posts.iter().filter_map(|post| post.head.lines().next()).collect();
+    assert_eq!(lines, ["POST /hooks/1 HTTP/1.1"]);
+    assert!(other.posts().is_empty());
+    Ok(())
+}
+
 // ---- the sink alone
 
 fn sink(url: Option<&str>, private: bool) -> Result<Sink> {
