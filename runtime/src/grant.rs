@@ -6,6 +6,7 @@ pub mod amqp;
 pub mod email;
 pub mod irc;
 mod pattern;
+pub mod quota;
 pub mod s3;
 pub mod sns;
 pub mod webhook;

@@ -250,7 +250,7 @@ impl Intake {
                 let span = tracing::error_span!("invocation", task_id = %event.task_id, tenant = tenant.name, plugin);
                 let group = request.event.task_group_id.clone();
                 let report = self.sandbox.invoke(&version, request).instrument(span.clone()).await;
-                let made = span.in_scope(|| invocation::made(notification, turn, version.digest, report));
+                let made = span.in_scope(|| invocation::made(terms, notification, turn, version.digest, report));
                 self.registry.judge(&tenant.name, plugin, version.digest, &group, &made.outcome).await;
                 made
             }

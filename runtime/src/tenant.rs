@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::grant::Grant;
+use crate::grant::quota::Quotas;
 use crate::intake::notification::Identities;
 use crate::sandbox::Limits;
 use crate::store::Binding;
@@ -77,6 +78,8 @@ pub struct PluginTerms {
     pub on: On,
     /// What it may ask for.
     pub grant: Arc<Grant>,
+    /// How much of it in an hour.
+    pub quotas: Arc<Quotas>,
     /// What the operator set for it.
     pub settings: Arc<BTreeMap<String, String>>,
     /// How much it may use.
@@ -86,10 +89,16 @@ pub struct PluginTerms {
 /// A setting may be a secret: its name alone is shown.
 impl fmt::Debug for PluginTerms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { on, grant, settings, limits } = self;
+        let Self { on, grant, quotas, settings, limits } = self;
         let names: Vec<_> = settings.keys().collect();
         let mut shown = f.debug_struct("PluginTerms");
-        shown.field("on", on).field("grant", grant).field("settings", &names).field("limits", limits).finish()
+        shown
+            .field("on", on)
+            .field("grant", grant)
+            .field("quotas", quotas)
+            .field("settings", &names)
+            .field("limits", limits)
+            .finish()
     }
 }
 

@@ -1,12 +1,14 @@
 //! The store by itself, on a real database: who wins, what waits for what, and what may be taken over.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
+use pulse_notifier::grant::quota::{OverQuota, Quota};
 use pulse_notifier::intake::event::Delivery;
 use pulse_notifier::store::{
-    Basis, Claim, Claimed, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store, Verdict,
+    Basis, Claim, Claimed, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store, Verdict, Withdrawn,
 };
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -50,9 +52,13 @@ impl Opened {
 
     /// As if the database had been away for longer than a lease.
     async fn let_leases_lapse(&self) -> Result<()> {
+        self.change("UPDATE effect SET lease_ms = 0 WHERE state = 'claimed'").await
+    }
+
+    async fn change(&self, statement: &'static str) -> Result<()> {
         let options = SqliteConnectOptions::new().filename(self.folder.path().join("s.db"));
         let mut connection = SqliteConnection::connect_with(&options).await?;
-        sqlx::query("UPDATE effect SET lease_ms = 0 WHERE state = 'claimed'").execute(&mut connection).await?;
+        sqlx::query(statement).execute(&mut connection).await?;
         Ok(connection.close().await?)
     }
 }
@@ -81,6 +87,7 @@ fn settled(key: &str, recipients: &[&str]) -> Settled {
         plugin: "smtp".into(),
         digest: Hash::of_bytes(b""),
         outcome: Outcome::Done(Plan { effects: planned.collect() }),
+        quotas: Arc::default(),
         refusals: Vec::new(),
         log: Vec::new(),
         cpu_us: 0,
@@ -191,5 +198,117 @@ async fn of_each_tenant_comes_back_what_there_is_room_for() -> Result<()> {
     };
     assert_eq!(come(3).await?, ["loud", "loud", "loud", "quiet"], "who has many does not come before the others");
     assert_eq!(come(100).await?, vec!["loud"; 17], "what was taken does not come again at once");
+    Ok(())
+}
+
+/// The same, with so many mails an hour.
+fn with_quota(settled: Settled, per_hour: u32, over: OverQuota) -> Settled {
+    let Fate::Planned(mut invocations) = settled.fate else { panic!("it is planned") };
+    for invocation in &mut invocations {
+        invocation.quotas = [("email", Quota { per_hour, over })].into_iter().collect::<BTreeMap<_, _>>().into();
+    }
+    Settled { fate: Fate::Planned(invocations), ..settled }
+}
+
+/// How many effects are in each state, by the hours they are due after that in which they were made.
+async fn by_hour(opened: &Opened) -> Result<Vec<String>> {
+    let by_hour = "SELECT state || ' +' || ((due_ms / 3600000) - (created_ms / 3600000)) || ' ' || COUNT(*) FROM effect \
+                   GROUP BY state, (due_ms / 3600000) - (created_ms / 3600000) ORDER BY 1";
+    Ok(sqlx::query_scalar(by_hour).fetch_all(opened.store.reader()).await?)
+}
+
+async fn charged(opened: &Opened) -> Result<Vec<i64>> {
+    Ok(sqlx::query_scalar("SELECT effects FROM quota ORDER BY hour").fetch_all(opened.store.reader()).await?)
+}
+
+/// What counts by the hour is tried within one hour: not when the next is about to begin.
+async fn within_one_hour() {
+    let left_ms = 3_600_000 - jiff::Timestamp::now().as_millisecond() % 3_600_000;
+    if left_ms < 5_000 {
+        tokio::time::sleep(std::time::Duration::from_millis(left_ms as u64 + 10)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_over_a_quota_is_due_in_the_next_hours_and_an_event_that_comes_twice_counts_once() -> Result<()> {
+    let opened = Opened::new().await?;
+    within_one_hour().await;
+    let event = |key: &str, to: &[&str]| with_quota(settled(key, to), 3, OverQuota::Wait);
+    let seven = ["a@b.cd", "b@b.cd", "c@b.cd", "d@b.cd", "e@b.cd", "f@b.cd", "g@b.cd"];
+    assert_eq!(opened.store.settle(event("one", &seven)).await?, Verdict::Won);
+    assert_eq!(opened.store.settle(event("one", &seven)).await?, Verdict::Lost);
+    assert_eq!(by_hour(&opened).await?, ["pending +0 3", "pending +1 3", "pending +2 1"]);
+    assert_eq!(charged(&opened).await?, [3, 3, 1]);
+    // Many at once, in one group of writes or in several.
+    let events: Vec<_> = (0..4).map(|number| event(&format!("more {number}"), &["a@b.cd"])).collect();
+    for verdict in futures_util::future::join_all(events.into_iter().map(|event| opened.store.settle(event))).await {
+        assert_eq!(verdict?, Verdict::Won);
+    }
+    assert_eq!(charged(&opened).await?, [3, 3, 3, 2]);
+    let claimed = opened.claim("one", &[]).await?;
+    assert_eq!(claimed.len(), 3, "what is not due is not claimed");
+    // Without a quota, nothing is charged.
+    assert_eq!(opened.store.settle(settled("free", &seven)).await?, Verdict::Won);
+    assert_eq!(charged(&opened).await?, [3, 3, 3, 2]);
+    let why: Vec<String> =
+        sqlx::query_scalar("SELECT DISTINCT CAST(reason AS TEXT) FROM effect WHERE reason IS NOT NULL")
+            .fetch_all(opened.store.reader())
+            .await?;
+    assert_eq!(why, ["over quota: 3 an hour"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_would_wait_for_three_days_expires_and_what_shall_not_wait_is_refused() -> Result<()> {
+    let opened = Opened::new().await?;
+    within_one_hour().await;
+    let to: Vec<_> = (0..80).map(|number| format!("{number}@b.cd")).collect();
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    opened.store.settle(with_quota(settled("waits", &to), 1, OverQuota::Wait)).await?;
+    let states = by_hour(&opened).await?;
+    assert_eq!((states.len(), states[0].as_str()), (73, "expired +0 8"));
+    let opened = Opened::new().await?;
+    opened.store.settle(with_quota(settled("refused", &to), 79, OverQuota::Refuse)).await?;
+    assert_eq!(by_hour(&opened).await?, ["pending +0 79", "refused +0 1"]);
+    assert_eq!(charged(&opened).await?, [79]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn hours_that_are_over_are_forgotten_with_what_is_old() -> Result<()> {
+    let opened = Opened::new().await?;
+    within_one_hour().await;
+    opened.store.settle(with_quota(settled("one", &["a@b.cd", "b@b.cd"]), 1, OverQuota::Wait)).await?;
+    opened.change("UPDATE quota SET hour = hour - 1").await?;
+    opened.store.prune(jiff::Timestamp::now()).await?;
+    // The hour that was the next one is this one now.
+    assert_eq!(charged(&opened).await?, [1]);
+    opened.store.settle(with_quota(settled("two", &["a@b.cd"]), 2, OverQuota::Refuse)).await?;
+    assert_eq!(charged(&opened).await?, [2]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_waits_for_those_who_are_gone_is_ended_and_what_is_attempted_is_not() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened.store.settle(settled("one", &["a@b.cd"])).await?;
+    let claimed = opened.claim("alive", &[]).await?;
+    opened.store.settle(settled("two", &["b@b.cd"])).await?;
+    let gone = Withdrawn {
+        destinations: [(DESTINATION.to_owned(), "account removed".to_owned())].into(),
+        tenants: [("nobody".to_owned(), "tenant removed".to_owned())].into(),
+    };
+    assert_eq!(opened.store.withdraw(gone.clone()).await?, 1);
+    let states = "SELECT CAST(recipient AS TEXT) || ' ' || state || ' ' || in_doubt FROM effect ORDER BY 1";
+    let states = async || sqlx::query_scalar::<_, String>(states).fetch_all(opened.store.reader()).await;
+    assert_eq!(states().await?, ["a@b.cd claimed 0", "b@b.cd refused 0"]);
+    // An attempt that failed would be made again, and one whose courier is dead will never end.
+    opened.finish("alive", &claimed[0], "transient", Next::Pending { due_ms: 0 }).await?;
+    opened.store.settle(settled("three", &["c@b.cd"])).await?;
+    assert_eq!(opened.claim("dead", &[]).await?.len(), 2);
+    opened.let_leases_lapse().await?;
+    assert_eq!(opened.store.withdraw(gone.clone()).await?, 2);
+    assert_eq!(states().await?, ["a@b.cd refused 1", "b@b.cd refused 0", "c@b.cd refused 1"]);
+    assert_eq!(opened.store.withdraw(gone).await?, 0);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use end_to_end::tenants::{lines, put_tenant, readiness, remove_tenant, tenant_file};
@@ -420,6 +420,43 @@ async fn a_plugin_on_every_event_is_told_of_what_no_task_wants_said() -> Result<
     tell(&world, "red", "b").await?;
     told(&world, "b@red.example.com").await?;
     assert_eq!(world.smtp.mails()?.len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_over_a_plugins_quota_is_sent_later_or_refused_and_no_other_tenant_waits() -> Result<()> {
+    let world = world().await?;
+    let quota = |name: &str, over: &str| {
+        tenant(&world, name).replace("recipients", &format!("per_hour = 2\nover_quota = \"{over}\"\nrecipients"))
+    };
+    let (red, green, blue) = (quota("red", "wait"), quota("green", "refuse"), tenant(&world, "blue"));
+    let mut service = world.service_of_tenants(&[("red", &red), ("green", &green), ("blue", &blue)])?;
+    service.start()?;
+    consuming(&service, &["blue", "green", "red"]).await?;
+    // All of it within one hour.
+    let is_early = || SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now.as_secs() % 3_600 < 3_570);
+    wait::until("the hour is not about to end", SOON, async || Ok(is_early())).await?;
+    for tenant in ["red", "green", "blue"] {
+        for _ in 0..4 {
+            // The same message twice is one event.
+            let message = world.failed_task_of(tenant, &mail_to(&format!("a@{tenant}.example.com"))).1;
+            world.publish(&message).await?;
+            world.publish(&message).await?;
+        }
+    }
+    let store = store(&service);
+    let states = "SELECT tenant || ' ' || state || ' ' || COUNT(*) FROM effect GROUP BY tenant, state ORDER BY 1";
+    let expected = ["blue delivered 4", "green delivered 2", "green refused 2", "red delivered 2", "red pending 2"];
+    let all = async || Ok(rows(&store, states).await? == expected);
+    wait::until("each has had its share", SOON, all).await?;
+    let why = "SELECT DISTINCT tenant || ' ' || CAST(reason AS TEXT) || ' ' || (due_ms % 3600000 = 0) FROM effect \
+               WHERE state IN ('pending', 'refused') ORDER BY 1";
+    let due_with_the_hour = rows(&store, why).await?;
+    assert!(due_with_the_hour.contains(&"red over quota: 2 an hour 1".to_owned()), "{due_with_the_hour:?}");
+    assert!(
+        due_with_the_hour.iter().any(|why| why.starts_with("green over quota: 2 an hour")),
+        "{due_with_the_hour:?}"
+    );
     Ok(())
 }
 

@@ -78,6 +78,16 @@ CREATE TABLE attempt (
     PRIMARY KEY (effect_seq, number)
 ) STRICT, WITHOUT ROWID;
 
+-- How many effects with a quota are due in an hour: what was committed counts, whatever becomes of it.
+CREATE TABLE quota (
+    tenant     TEXT    NOT NULL,
+    plugin     TEXT    NOT NULL,
+    capability TEXT    NOT NULL,
+    hour       INTEGER NOT NULL,                -- hours since 1970, UTC
+    effects    INTEGER NOT NULL,
+    PRIMARY KEY (tenant, plugin, capability, hour)
+) STRICT, WITHOUT ROWID;
+
 -- Destinations that cannot be talked to until a person mends something; one probe at a time.
 CREATE TABLE suspension (
     destination TEXT    NOT NULL PRIMARY KEY,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::PluginErrors;
 use crate::config::{Account, AwsAccount, Config, DeliveryMode, Environment, Secret, SmtpSecurity};
+use crate::grant::quota::OverQuota;
 use crate::grant::{Endpoint, Pattern, UrlGrant};
 use crate::registry::{Compiler, Registry};
 use crate::sandbox::{Sandbox, Version};
@@ -125,6 +126,13 @@ fn explain_plugin(tenant: &Tenant, version: &Version) {
         say!("    is told of every event, whatever its task says");
     }
     let joined = |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    for (capability, quota) in terms.quotas.iter() {
+        let over = match quota.over {
+            OverQuota::Wait => "more wait for the next hours",
+            OverQuota::Refuse => "more are refused",
+        };
+        say!("    may ask for {} by {capability} an hour, {over}", quota.per_hour);
+    }
     if let Some(email) = &terms.grant.email {
         say!("    may mail {} by account {}", joined(&email.recipients), email.account);
     }

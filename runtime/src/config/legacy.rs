@@ -374,6 +374,7 @@ fn plugins(reader: &Reader<'_>, services: &[String], world: &World, queue: &Queu
         let terms = PluginTerms {
             on: On::Named,
             grant: Arc::new(world.grant(service, queue)),
+            quotas: Arc::default(),
             settings: Arc::new(settings.collect()),
             limits: Limits::default(),
         };

@@ -196,8 +196,8 @@ fn explained_aws(file: &mut Writer, aws: &AwsAccount) {
 }
 
 fn explained_plugin(file: &mut Writer, environment: &Environment, path: &[&str], terms: &PluginTerms) {
-    // No variable sets limits, or has a plugin told what no task wants said.
-    let PluginTerms { on: _, grant, settings, limits: _ } = terms;
+    // No variable sets limits or quotas, or has a plugin told what no task wants said.
+    let PluginTerms { on: _, grant, quotas: _, settings, limits: _ } = terms;
     let below =
         |keys: &[&'static str]| -> Vec<String> { path.iter().chain(keys).map(|key| (*key).to_owned()).collect() };
     let table = |file: &mut Writer, keys: &[&'static str]| {

@@ -107,7 +107,7 @@ fn time(event: &Event, task: &Definition) -> Timestamp {
 
 /// What is recorded of a call that was made.
 #[must_use]
-pub fn made(notification: &Notification, turn: Turn, digest: Hash, report: Report) -> Invocation {
+pub fn made(terms: &PluginTerms, notification: &Notification, turn: Turn, digest: Hash, report: Report) -> Invocation {
     Invocation {
         generation: turn.generation,
         identity: notification.identity.clone(),
@@ -117,6 +117,7 @@ pub fn made(notification: &Notification, turn: Turn, digest: Hash, report: Repor
         memory_max: report.memory_max,
         refusals: report.refusals,
         log: report.log,
+        quotas: Arc::clone(&terms.quotas),
         outcome: outcome(report.ending, &notification.plugin, turn),
     }
 }
@@ -133,6 +134,7 @@ pub fn not_made(identity: &str, plugin: &str, turn: Turn, outcome: Outcome) -> I
         memory_max: 0,
         refusals: Vec::new(),
         log: Vec::new(),
+        quotas: Arc::default(),
         outcome,
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::effect::{Effect, EffectId, EventKey, Hash, Plan};
+use crate::grant::quota::Quotas;
 use crate::intake::event::Delivery;
 pub use registry::*;
 
@@ -85,6 +86,8 @@ pub struct Invocation {
     pub digest: Hash,
     /// How it ended.
     pub outcome: Outcome,
+    /// How much it may ask for in an hour.
+    pub quotas: Arc<Quotas>,
     /// What it was refused.
     pub refusals: Vec<String>,
     /// What it logged.

@@ -10,6 +10,7 @@ mod effects;
 mod events;
 pub(super) mod figures;
 mod invocations;
+mod quotas;
 pub(super) mod registry;
 mod withdrawn;
 

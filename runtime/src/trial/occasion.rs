@@ -92,6 +92,7 @@ impl Occasion {
             settings: Arc::new(self.settings.clone()),
             // Room for an interpreter, as an operator may give it.
             limits: Limits { table_elements_max: Limits::MOST.table_elements_max, ..Limits::default() },
+            ..PluginTerms::default()
         };
         let plugins = BTreeMap::from([(plugin.to_owned(), terms.clone())]);
         let wished = wishes(event, &task.value, &self.identities, &plugins, &tasks.task_url(&event.task_id));

@@ -13,6 +13,7 @@ use super::super::{Account, Broker, WebhookAccount, nearest, read_file};
 use super::account::account;
 use super::limits;
 use crate::effect::destination;
+use crate::grant::quota::{OverQuota, Quota, Quotas};
 use crate::grant::s3::is_path;
 use crate::grant::webhook::is_endpoint_name;
 use crate::grant::{
@@ -149,33 +150,39 @@ fn terms(section: &Section<'_>, accounts: &Accounts, queue: &Queue, ceiling: Lim
             Err(why) => files.problem(&name, why),
         }
     }
-    let grant = grant(&section.section("grant"), accounts, queue);
+    let mut quotas = Quotas::new();
+    let grant = grant(&section.section("grant"), accounts, queue, &mut quotas);
     let limits = limits::of_plugin(&section.section("limits"), ceiling);
     let on = section.one_of("on", &[("named", On::Named), ("every", On::Every)]).unwrap_or_default();
-    PluginTerms { on, grant: Arc::new(grant), settings: Arc::new(settings), limits }
+    PluginTerms { on, grant: Arc::new(grant), quotas: Arc::new(quotas), settings: Arc::new(settings), limits }
 }
 
-fn grant(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> Grant {
+fn grant(section: &Section<'_>, accounts: &Accounts, queue: &Queue, quotas: &mut Quotas) -> Grant {
+    let mut granted = |capability: &'static str| {
+        let found = section.optional(capability)?;
+        quotas.extend(quota(&found).map(|quota| (capability, quota)));
+        Some(found)
+    };
     Grant {
-        email: section.optional("email").map(|email| EmailGrant {
+        email: granted("email").map(|email| EmailGrant {
             account: accounts.named(&email, "email"),
             recipients: patterns(&email, "recipients", "addresses, * standing for anything", Pattern::new, |text| {
                 text.contains(['@', '*']) && !text.contains(char::is_whitespace)
             }),
         }),
-        sns: section.optional("sns").map(|sns| SnsGrant {
+        sns: granted("sns").map(|sns| SnsGrant {
             account: accounts.named(&sns, "sns"),
             topics: patterns(&sns, "topics", "topics' ARNs, * standing for anything", Pattern::to_the_letter, |text| {
                 text.starts_with("arn:") || text.starts_with('*')
             }),
         }),
-        s3: section.optional("s3").map(|s3| S3Grant {
+        s3: granted("s3").map(|s3| S3Grant {
             account: accounts.named(&s3, "s3"),
             keys: patterns(&s3, "keys", "keys, * standing for anything", Pattern::to_the_letter, |text| {
                 !text.starts_with('/')
             }),
         }),
-        irc: section.optional("irc").map(|irc| IrcGrant {
+        irc: granted("irc").map(|irc| IrcGrant {
             account: accounts.named(&irc, "irc"),
             channels: patterns(
                 &irc,
@@ -185,7 +192,7 @@ fn grant(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> Grant {
                 |text| text.starts_with(['#', '&', '*']) && !text.contains([' ', ',']),
             ),
         }),
-        amqp: section.optional("amqp").map(|amqp| AmqpGrant {
+        amqp: granted("amqp").map(|amqp| AmqpGrant {
             account: accounts.named(&amqp, "amqp"),
             exchanges: patterns(&amqp, "exchanges", "exchanges, * for anything", Pattern::to_the_letter, |_| true),
             routing_keys: match amqp.has("routing_keys") {
@@ -200,8 +207,17 @@ fn grant(section: &Section<'_>, accounts: &Accounts, queue: &Queue) -> Grant {
                 false => queue.bindings.iter().map(|binding| binding.exchange.clone()).collect(),
             },
         }),
-        webhook: section.optional("webhook").map(|webhook| webhook_grant(&webhook, accounts)),
+        webhook: granted("webhook").map(|webhook| webhook_grant(&webhook, accounts)),
     }
+}
+
+fn quota(section: &Section<'_>) -> Option<Quota> {
+    let per_hour = section.whole("per_hour", "a number of effects", 1..=1_000_000);
+    let over = section.one_of("over_quota", &[("wait", OverQuota::Wait), ("refuse", OverQuota::Refuse)]);
+    if over.is_some() && !section.has("per_hour") {
+        section.problem("over_quota", "expected per_hour beside it, found nothing");
+    }
+    Some(Quota { per_hour: per_hour?, over: over.unwrap_or_default() })
 }
 
 fn webhook_grant(section: &Section<'_>, accounts: &Accounts) -> WebhookGrant {

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::{Result, attempts, from_json, hash, in_chunks, json};
+use super::{Result, attempts, from_json, hash, in_chunks, json, quotas};
 use crate::effect::{EffectId, Planned};
+use crate::grant::quota::Quota;
 use crate::store::rows::{Claim, Claimed, Invocation, Outcome};
 use crate::store::writer::Written;
 use crate::store::{LEASE_MS, now_ms};
@@ -19,6 +20,32 @@ pub(super) struct EffectRow<'a> {
     plugin: &'a str,
     created_ms: i64,
     planned: &'a Planned,
+    /// How many like it may be due in an hour.
+    pub(super) quota: Option<Quota>,
+    state: &'static str,
+    reason: Option<Vec<u8>>,
+    due_ms: i64,
+}
+
+impl<'a> EffectRow<'a> {
+    pub(super) fn is_pending(&self) -> bool {
+        self.state == PENDING
+    }
+
+    /// Whose quota it is charged to.
+    pub(super) fn quota_key(&self) -> (&'a str, &'a str, &'static str) {
+        (self.tenant, self.plugin, self.planned.effect.capability())
+    }
+
+    /// It is due later.
+    pub(super) fn put_off(&mut self, due_ms: i64, why: String) {
+        (self.due_ms, self.reason) = (due_ms, Some(why.into_bytes()));
+    }
+
+    /// It is never done.
+    pub(super) fn end(&mut self, state: &'static str, why: String) {
+        (self.state, self.reason) = (state, Some(why.into_bytes()));
+    }
 }
 
 /// The effects of a plan, each told which one to the same recipient comes before it.
@@ -29,13 +56,26 @@ pub(super) fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: 
     let row = |planned: &'a Planned| {
         let to = (planned.effect.capability(), planned.effect.account(), planned.effect.recipient());
         let after = if planned.refused.is_none() { last.insert(to, planned.id) } else { None };
-        EffectRow { invocation_id, after, tenant, plugin: &invocation.plugin, created_ms, planned }
+        let reason = planned.refused.as_ref().map(|reason| reason.clone().into_bytes());
+        EffectRow {
+            invocation_id,
+            after,
+            tenant,
+            plugin: &invocation.plugin,
+            created_ms,
+            planned,
+            quota: invocation.quotas.get(planned.effect.capability()).copied(),
+            state: if reason.is_some() { "refused" } else { PENDING },
+            reason,
+            due_ms: created_ms,
+        }
     };
     plan.effects.iter().map(row).collect()
 }
 
-pub(super) async fn insert_effects(connection: &mut SqliteConnection, effects: &[EffectRow<'_>]) -> Result<()> {
-    for chunk in in_chunks(effects) {
+pub(super) async fn insert_effects(connection: &mut SqliteConnection, mut effects: Vec<EffectRow<'_>>) -> Result<()> {
+    quotas::charge(connection, &mut effects).await?;
+    for chunk in in_chunks(&effects) {
         let mut insert = QueryBuilder::<Sqlite>::new(
             "INSERT INTO effect (id, invocation_id, after, call, tenant, plugin, destination, recipient, payload, \
              created_ms, state, reason, due_ms) ",
@@ -52,9 +92,9 @@ pub(super) async fn insert_effects(connection: &mut SqliteConnection, effects: &
                 .push_bind(planned.effect.recipient().as_bytes().to_vec())
                 .push_bind(json(&planned.effect))
                 .push_bind(effect.created_ms)
-                .push_bind(if planned.refused.is_some() { "refused" } else { "pending" })
-                .push_bind(planned.refused.as_ref().map(|reason| reason.clone().into_bytes()))
-                .push_bind(effect.created_ms);
+                .push_bind(effect.state)
+                .push_bind(effect.reason.clone())
+                .push_bind(effect.due_ms);
         });
         insert.build().execute(&mut *connection).await?;
     }
@@ -173,3 +213,6 @@ fn claimed(row: &SqliteRow) -> Result<Claimed> {
         effect: from_json(row, "payload")?,
     })
 }
+
+/// The state of an effect that is to be done.
+const PENDING: &str = "pending";

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::{Result, from_json, hash, in_chunks, invocations, json, signed};
+use super::{Result, from_json, hash, in_chunks, invocations, json, quotas, signed};
 use crate::effect::Hash;
 use crate::store::TAKEN_MS;
 use crate::store::rows::{Basis, DeadDelivery, DeferredEvent, Fate, Room, Settled, Verdict};
@@ -156,7 +156,8 @@ pub(super) async fn prune(connection: &mut SqliteConnection, before_ms: i64) -> 
     .bind(before_ms)
     .execute(&mut *connection)
     .await?;
-    sqlx::query("DELETE FROM dead_delivery WHERE received_ms < ?").bind(before_ms).execute(connection).await?;
+    sqlx::query("DELETE FROM dead_delivery WHERE received_ms < ?").bind(before_ms).execute(&mut *connection).await?;
+    quotas::prune(connection).await?;
     Ok(Written::Nothing)
 }
 

@@ -48,7 +48,7 @@ pub(super) async fn insert_invocations(
             effects.extend(effects::rows_of_plan(id, &settled.tenant, invocation));
         }
     }
-    effects::insert_effects(connection, &effects).await
+    effects::insert_effects(connection, effects).await
 }
 
 pub(super) async fn settle_retry(connection: &mut SqliteConnection, retried: &Retried) -> Result<Verdict> {
@@ -72,7 +72,7 @@ pub(super) async fn settle_retry(connection: &mut SqliteConnection, retried: &Re
         return Ok(Verdict::Lost);
     }
     let effects = effects::rows_of_plan(retried.invocation_id, &retried.tenant, invocation);
-    effects::insert_effects(connection, &effects).await?;
+    effects::insert_effects(connection, effects).await?;
     Ok(Verdict::Won)
 }
 
