@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::time::timeout;
@@ -36,17 +36,34 @@ impl AmqpError {
         }
     }
 
+    /// Whether the broker sent a frame larger than was agreed on.
+    pub(crate) fn is_large_frame(&self) -> bool {
+        let Self::Failed { source, .. } = self else { return false };
+        matches!(source.kind(), ErrorKind::ProtocolError(error)
+            if matches!(error.kind(), AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR)))
+    }
+
     /// Whether the library could not read what the broker sent.
     pub(crate) fn is_unreadable(&self) -> bool {
         matches!(self, Self::Failed { source, .. } if is_unreadable(source))
     }
 }
 
+/// How large the frames of a connection may be, of which the library sets aside 64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Frames {
+    /// As large as the broker makes them.
+    #[default]
+    Any,
+    /// 8 KiB. The properties of a message, which are never cut, may not fit.
+    Small,
+}
+
 /// Connects; `purpose` is shown to whoever looks after the broker.
-pub(crate) async fn connect(broker: &Broker, purpose: &str) -> Result<Connection, AmqpError> {
+pub(crate) async fn connect(broker: &Broker, purpose: &str, frames: Frames) -> Result<Connection, AmqpError> {
     let name = format!("pulse-notifier, {purpose}");
     let options = ConnectionProperties::default().with_connection_name(name.into());
-    within("connect", Connection::connect_uri(uri(broker), options)).await
+    within("connect", Connection::connect_uri(uri(broker, frames), options)).await
 }
 
 /// Closes a channel that is still open.
@@ -81,7 +98,11 @@ pub(crate) fn is_unreadable(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ParsingError(_))
 }
 
-fn uri(broker: &Broker) -> AMQPUri {
+fn uri(broker: &Broker, frames: Frames) -> AMQPUri {
+    let frame_max = match frames {
+        Frames::Any => None,
+        Frames::Small => Some(8 << 10),
+    };
     AMQPUri {
         scheme: if broker.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
         authority: AMQPAuthority {
@@ -90,11 +111,7 @@ fn uri(broker: &Broker) -> AMQPUri {
             port: broker.port,
         },
         vhost: broker.vhost.clone(),
-        query: AMQPQueryString {
-            heartbeat: Some(HEARTBEAT_S),
-            frame_max: Some(FRAME_BYTES_MAX),
-            ..AMQPQueryString::default()
-        },
+        query: AMQPQueryString { heartbeat: Some(HEARTBEAT_S), frame_max, ..AMQPQueryString::default() },
     }
 }
 
@@ -104,6 +121,3 @@ pub(crate) const HOPS_HEADER: &str = "x-pulse-notifier-hops";
 pub(crate) const EFFECT_HEADER: &str = "x-pulse-notifier-effect";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const HEARTBEAT_S: u16 = 30;
-/// The library sets aside 64 frames for each connection, and each tenant has one. A frame that the broker cannot cut, the
-/// properties of a message, still fits in the half of it that is for reading.
-const FRAME_BYTES_MAX: u32 = 8 << 10;

@@ -97,6 +97,7 @@ fn inputs() -> Vec<Input> {
         ),
         // Headers. A `CC` that is no list never passes a broker.
         ("no CC", Cc(vec![]), ordinary(), MAILED),
+        ("100 KB of CC", Cc(vec![AMQPValue::ByteArray(vec![255; 100_000].into())]), ordinary(), MAILED),
         (
             "CC with what is no text",
             Cc(vec![

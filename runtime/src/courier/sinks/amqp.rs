@@ -14,7 +14,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ErrorKind, ExchangeKind};
 use tokio::time::{Instant, timeout};
 
-use crate::amqp::{self, AmqpError, EFFECT_HEADER, HOPS_HEADER, within};
+use crate::amqp::{self, AmqpError, EFFECT_HEADER, Frames, HOPS_HEADER, within};
 use crate::config::Broker;
 use crate::courier::Receipt;
 use crate::effect::{self, EffectId};
@@ -104,7 +104,7 @@ impl Amqp {
         if Instant::now() < line.rest_until {
             return Err(line.meanwhile.clone());
         }
-        let connected = amqp::connect(&self.broker, "publishing").await;
+        let connected = amqp::connect(&self.broker, "publishing", Frames::Any).await;
         line.attempts = line.attempts.saturating_add(1);
         line.rest_until = Instant::now() + retry::jittered(rest(line.attempts));
         match connected {

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Received, Settler};
-use crate::amqp::{AmqpError, close_channel, connect, within};
+use crate::amqp::{AmqpError, Frames, close_channel, connect, within};
 use crate::config::Broker;
 use crate::intake::event::Delivery;
 use crate::metrics::{DeliveryOutcome, Metrics};
@@ -101,10 +101,12 @@ impl AmqpSource {
         let mut failures = 0;
         let mut had_queue = false;
         let mut suspicion = Suspicion::default();
+        // Each tenant has a connection, and few have messages that need large ones.
+        let mut frames = Frames::Small;
         loop {
             let started = Instant::now();
             let opened = tokio::select! {
-                opened = self.open(&mut had_queue, &suspicion) => opened,
+                opened = self.open(&mut had_queue, &suspicion, frames) => opened,
                 () = stop.cancelled() => return,
             };
             let ended = match opened {
@@ -130,6 +132,9 @@ impl AmqpSource {
             self.consuming.send_replace(false);
             failures = if started.elapsed() > LONGEST_PAUSE { 0 } else { failures + 1 };
             tracing::error!(queue = %self.queue.name, error = %ended, "not consuming: trying again");
+            if matches!(&ended, SessionError::Amqp(error) if error.is_large_frame()) {
+                frames = Frames::Any;
+            }
             if suspicion.is_confirmed_by(&ended) {
                 match self.take_out(&ended, &out).await {
                     Ok(()) => (suspicion, failures) = (Suspicion::default(), 0),
@@ -144,8 +149,8 @@ impl AmqpSource {
     }
 
     /// Connects, sees to the queue and its bindings, and begins to consume.
-    async fn open(&self, had_queue: &mut bool, suspicion: &Suspicion) -> Result<Session, SessionError> {
-        let connection = connect(&self.broker, "consuming").await?;
+    async fn open(&self, had_queue: &mut bool, suspicion: &Suspicion, frames: Frames) -> Result<Session, SessionError> {
+        let connection = connect(&self.broker, "consuming", frames).await?;
         self.declare(&connection, *had_queue).await?;
         *had_queue = true;
         let missing = self.bind(&connection).await?;
@@ -203,7 +208,7 @@ impl AmqpSource {
     /// Takes the first message off the queue, and with it the one that no session survives: what it is cannot be read
     /// here either, and asking for it without an ack is the only way to be rid of it.
     async fn take_out(&self, why: &SessionError, out: &mpsc::Sender<Received>) -> Result<(), SessionError> {
-        let connection = connect(&self.broker, "taking out what cannot be read").await?;
+        let connection = connect(&self.broker, "taking out what cannot be read", Frames::Any).await?;
         let channel = within("open channel", connection.create_channel()).await?;
         let mut events = Box::pin(connection.events_listener());
         let lost = async {
