@@ -10,6 +10,7 @@ mod effects;
 mod events;
 pub(super) mod figures;
 mod invocations;
+pub(super) mod records;
 pub(super) mod registry;
 mod withdrawn;
 
