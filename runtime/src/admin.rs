@@ -1,21 +1,21 @@
-//! What the service says of itself over HTTP, on a loopback port: whether it lives, whether it is ready, its figures.
+//! What the service says of itself over HTTP, on a loopback port, and lets be done to it: `health` for everybody, `api`
+//! for those who have a token.
 
-use std::collections::BTreeMap;
+mod api;
+mod health;
+
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+pub use api::token;
 
 use crate::metrics::Metrics;
 use crate::service::Live;
-use crate::store::{Health, Store};
+use crate::store::Store;
 
 /// What the answers are made of.
 pub struct Admin {
@@ -25,22 +25,13 @@ pub struct Admin {
     pub live: Arc<Live>,
     /// The figures.
     pub metrics: Arc<Metrics>,
+    /// Bounds how many versions are held in memory while they come.
+    pub uploads: Semaphore,
 }
 
-/// `/readyz`: each thing the service depends on, with its state.
-#[derive(Serialize)]
-struct Readiness {
-    ready: bool,
-    store: String,
-    queues: BTreeMap<String, &'static str>,
-    /// Destinations that wait for a person, with the reason. They do not make the service unready.
-    suspended: BTreeMap<String, String>,
-    /// Plugins that do not run, or not in the version their file holds, with the reason.
-    refused: BTreeMap<String, String>,
-    /// Plugins that are not run because they faulted too often, with the reason.
-    quarantined: BTreeMap<String, String>,
-    /// What is wrong with the configuration as it is now; another one is in effect.
-    problems: Vec<String>,
+impl Admin {
+    /// Versions that come at the same time.
+    pub const UPLOADS_MAX: usize = 4;
 }
 
 impl Admin {
@@ -49,11 +40,7 @@ impl Admin {
     /// # Errors
     /// When the listener fails.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
-        let router = Router::new()
-            .route("/healthz", get(async || "alive\n"))
-            .route("/readyz", get(readyz))
-            .route("/metrics", get(metrics))
-            .with_state(Arc::new(self));
+        let router = Router::new().merge(health::router()).nest("/api", api::router()).with_state(Arc::new(self));
         let serve = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
         let patience = async {
             stop.cancelled().await;
@@ -64,39 +51,6 @@ impl Admin {
             // Somebody holds a connection open and says nothing.
             () = patience => Ok(()),
         }
-    }
-}
-
-async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    let (store, store_ready) = match &*admin.store.health().borrow() {
-        Health::Ready => ("ready".to_owned(), true),
-        Health::Unavailable(why) => (format!("unavailable: {why}"), false),
-    };
-    let consuming = admin.live.queues.get().map(|queues| queues.consuming()).unwrap_or_default();
-    let said = |is_consuming| if is_consuming { "consuming" } else { "not consuming" };
-    let queues = consuming.iter().map(|(tenant, is_consuming)| (tenant.clone(), said(*is_consuming))).collect();
-    let consuming = consuming.values().all(|is_consuming| *is_consuming);
-    let (suspended, readable) = match admin.store.suspended().await {
-        Ok(suspended) => (suspended, true),
-        Err(_) => (BTreeMap::new(), false),
-    };
-    let ready = store_ready && consuming && readable;
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let registry = &admin.live.registry;
-    let (refused, quarantined, problems) = (registry.refused(), registry.quarantined(), admin.live.problems());
-    let readiness = Readiness { ready, store, queues, suspended, refused, quarantined, problems };
-    let text = serde_json::to_string_pretty(&readiness).unwrap_or_default();
-    (status, [(CONTENT_TYPE, "application/json")], text + "\n").into_response()
-}
-
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    let figures = match admin.store.figures().await {
-        Ok(figures) => figures,
-        Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
-    };
-    match admin.metrics.render(&figures) {
-        Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 

@@ -15,6 +15,7 @@ mod migrate;
 mod plugin;
 mod render;
 mod run;
+mod token;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -58,6 +59,9 @@ enum Command {
     /// Write a plugin, try it on an event, test it; see and change which versions run
     #[command(subcommand)]
     Plugin(plugin::Command),
+    /// Make and revoke tokens for the admin API
+    #[command(subcommand)]
+    Token(token::Command),
     #[command(hide = true)]
     CompilePlugin(compile::Arguments),
 }
@@ -122,6 +126,10 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Migrate => migrate::run(environment),
+        Command::Token(command) => {
+            start_log(log_level(level).unwrap_or(LevelFilter::ERROR));
+            runtime.block_on(token::run(command, environment))
+        }
         // Never comes here.
         Command::CompilePlugin(_) => Ok(()),
         Command::Plugin(command) => {

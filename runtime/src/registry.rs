@@ -3,6 +3,7 @@
 //! Who runs can change at any moment, and so can what: one pointer to all plugins, one in each to its version. Calls in
 //! flight keep the version they began with.
 
+mod bring;
 mod cache;
 mod child;
 mod compiler;
@@ -15,12 +16,14 @@ mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use crate::effect::Hash;
+use crate::fair::Slots;
 use crate::sandbox::Version;
 use crate::store::{Changed, Deployment, Outcome, Quarantined, RegistryChange, Store, now_ms};
 use crate::tenant::Tenant;
+pub use bring::BringError;
 pub use child::EXIT_REFUSED;
 pub use compiler::{Compiler, Terms};
 pub use file::{Unusable, read_component};
@@ -33,7 +36,7 @@ pub use watch::Watch;
 /// The live version of each tenant's plugins.
 pub struct Registry {
     folder: PathBuf,
-    compiler: Mutex<Compiler>,
+    compiler: Compiler,
     plugins: RwLock<Arc<Plugins>>,
     /// Where versions are kept; nowhere, for who only looks.
     store: Option<Store>,
@@ -41,6 +44,8 @@ pub struct Registry {
     unrecorded: Mutex<VecDeque<Deployment>>,
     /// Something has happened to the plugins or their files.
     news: News,
+    /// Who is having something compiled that he has brought.
+    bringing: Slots,
 }
 
 /// Why a plugin is not live.
@@ -69,9 +74,9 @@ impl Registry {
         tenants: &[Tenant],
         store: Option<Store>,
     ) -> Result<Arc<Self>, Vec<RegistryError>> {
-        let (folder, compiler) = (folder.to_owned(), Mutex::new(compiler));
+        let (folder, bringing) = (folder.to_owned(), Slots::new(BRINGING_MAX, 1));
         let (plugins, unrecorded, news) = (RwLock::default(), Mutex::default(), News::default());
-        let registry = Arc::new(Self { folder, compiler, plugins, store, unrecorded, news });
+        let registry = Arc::new(Self { folder, compiler, plugins, store, unrecorded, news, bringing });
         registry.go_live(registry.admit(tenants).await?);
         Ok(registry)
     }
@@ -165,11 +170,6 @@ impl Registry {
             .filter_map(|((tenant, name), plugin)| plugin.refused().map(|why| (format!("{tenant}/{name}"), why)));
         refused.collect()
     }
-
-    /// Whoever holds it compiles; nobody else does.
-    fn compiler(&self) -> MutexGuard<'_, Compiler> {
-        self.compiler.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Where a tenant's plugin may be: its own file, which wins, and the one that all tenants share.
@@ -177,3 +177,6 @@ fn paths(folder: &Path, tenant: &str, plugin: &str) -> [PathBuf; 2] {
     let file = format!("{plugin}.wasm");
     [folder.join(tenant).join(&file), folder.join(file)]
 }
+
+/// Compilations at the same time of what is brought; whatever they take, the plugin directory does not wait for them.
+const BRINGING_MAX: usize = 2;

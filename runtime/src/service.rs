@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::Signal;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -191,7 +191,8 @@ impl Service {
     /// Answers questions about the service on this listener, until it is drained.
     pub fn serve_admin(&self, listener: TcpListener) {
         let metrics = Arc::clone(&self.intake.metrics);
-        let admin = Admin { store: self.store.clone(), live: self.live(), metrics };
+        let uploads = Semaphore::new(Admin::UPLOADS_MAX);
+        let admin = Admin { store: self.store.clone(), live: self.live(), metrics, uploads };
         let stop = self.stop_housekeeping.clone();
         self.housekeeping.spawn(async move {
             if let Err(error) = admin.serve(listener, stop).await {

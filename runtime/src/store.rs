@@ -5,6 +5,7 @@
 //! (`writer`), and nobody else writes.
 
 mod queue;
+mod records;
 mod registry;
 mod rows;
 mod sqlite;

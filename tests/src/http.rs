@@ -44,7 +44,7 @@ pub async fn request(port: u16, method: &str, path: &str, headers: &[&str], body
 }
 
 /// Sends `method path` with any body, whose type is among the headers, and takes the answer as it is.
-pub(crate) async fn raw_request(port: u16, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Result<Raw> {
+pub async fn raw_request(port: u16, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Result<Raw> {
     let mut head = format!("{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());
     for header in headers {
         head.push_str(header);

@@ -40,8 +40,8 @@ pub use taskcluster::{Answer, Artifact, Content, PIECE_BYTES, Taskcluster};
 pub use vhost::{Account, Depth, Publisher, Queue, Unreadable, Vhost};
 pub use world::World;
 
-/// One HTTP request to a port on loopback, for instance of the service under test.
-pub use http::request;
+/// One HTTP request to a port on loopback, for instance of the service under test; with a body of any kind, or JSON.
+pub use http::{raw_request, request};
 
 /// The root of the workspace.
 fn workspace() -> &'static Path {

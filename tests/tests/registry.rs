@@ -90,7 +90,7 @@ fn what_was_compiled_once_is_not_compiled_again_and_code_that_somebody_touched_i
     let sandbox = Sandbox::start()?;
     // A program that compiles nothing: what it is admitted from is the cache.
     let admit = |program: &Path| {
-        let mut compiler = Compiler::new(&sandbox).with_program(program).with_cache(&cache);
+        let compiler = Compiler::new(&sandbox).with_program(program).with_cache(&cache);
         compiler.admit("smtp", &wasm, &terms(ComponentLimits::default()))
     };
     let (able, unable) = (binary()?, Path::new("/bin/false"));
@@ -117,7 +117,7 @@ fn what_was_compiled_once_is_not_compiled_again_and_code_that_somebody_touched_i
     fs::remove_file(&code)?;
     assert!(admit(&able).is_ok());
     let other = fs::read(guest("irc")?)?;
-    let mut compiler = Compiler::new(&sandbox).with_program(&able).with_cache(&cache);
+    let compiler = Compiler::new(&sandbox).with_program(&able).with_cache(&cache);
     assert!(compiler.admit("irc", &other, &terms(ComponentLimits::default())).is_ok());
     let foreign = kept(&cache)?.into_iter().find(|path| *path != code).context("both are kept")?;
     fs::copy(&foreign, &code)?;
@@ -138,7 +138,7 @@ fn a_cache_that_others_can_write_to_is_not_used() -> Result<()> {
     symlink(&open, &linked)?;
     fs::write(&file, "")?;
     for cache in [&open, &linked, &file] {
-        let mut compiler = compiler()?.with_cache(cache);
+        let compiler = compiler()?.with_cache(cache);
         assert!(compiler.admit("smtp", &wasm, &terms(ComponentLimits::default())).is_ok());
     }
     assert!(fs::read_dir(&open)?.next().is_none());

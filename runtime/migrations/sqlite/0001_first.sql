@@ -36,6 +36,8 @@ CREATE TABLE invocation (
     UNIQUE (event_id, generation, identity, plugin)
 ) STRICT;
 CREATE INDEX invocation_due ON invocation (tenant, due_ms) WHERE state = 'retry';
+-- A tenant's records, page by page.
+CREATE INDEX invocation_tenant ON invocation (tenant, id);
 CREATE INDEX invocation_faulted ON invocation (plugin, digest) WHERE state = 'faulted';
 
 -- Rows lie in the order in which they were asked for, so that those of one group share their pages whenever they change.
@@ -60,6 +62,7 @@ CREATE TABLE effect (
     failures      INTEGER NOT NULL DEFAULT 0,   -- attempts that count towards the next wait
     in_doubt      INTEGER NOT NULL DEFAULT 0    -- attempts whose outcome nobody knows
 ) STRICT;
+CREATE INDEX effect_tenant ON effect (tenant, seq);
 CREATE INDEX effect_invocation ON effect (invocation_id);
 CREATE INDEX effect_due ON effect (destination, due_ms) WHERE state = 'pending';
 CREATE INDEX effect_lease ON effect (destination, lease_ms) WHERE state = 'claimed';
@@ -109,6 +112,7 @@ CREATE TABLE dead_delivery (
     body        BLOB    NOT NULL,               -- at most 1 MiB of it
     received_ms INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX dead_delivery_tenant ON dead_delivery (tenant, id);
 CREATE INDEX dead_delivery_received ON dead_delivery (received_ms);
 
 -- The bindings this service made, so that it can take back those no longer configured.

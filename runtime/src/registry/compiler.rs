@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cache::Cache;
 use super::child;
@@ -30,13 +30,18 @@ impl Terms {
     }
 }
 
-/// Compiles components, one after the other; none twice.
+/// Compiles components; none twice, unless at the very same time.
 pub struct Compiler {
     sandbox: Arc<Sandbox>,
     program: OsString,
     cache: Option<Cache>,
-    /// The latest first.
-    recent: VecDeque<Compiled>,
+    memory: Mutex<Memory>,
+}
+
+/// What came of components that were compiled a moment ago, the latest first.
+#[derive(Default)]
+struct Memory {
+    compiled: VecDeque<Compiled>,
     /// What nobody could compile within these limits: 200 tenants that share it need not all wait for that.
     refused: VecDeque<(Hash, ComponentLimits, String)>,
 }
@@ -50,8 +55,7 @@ impl Compiler {
             // This program, though a newer one may have its name by now: that one's code would not fit.
             program: "/proc/self/exe".into(),
             cache: None,
-            recent: VecDeque::new(),
-            refused: VecDeque::new(),
+            memory: Mutex::default(),
         }
     }
 
@@ -78,30 +82,31 @@ impl Compiler {
     ///
     /// # Errors
     /// [`AdmissionError`], in words the operator can act on.
-    pub fn admit(&mut self, name: &str, wasm: &[u8], terms: &Terms) -> Result<Version, AdmissionError> {
+    pub fn admit(&self, name: &str, wasm: &[u8], terms: &Terms) -> Result<Version, AdmissionError> {
         let compiled = self.compile(wasm, &terms.component)?;
         self.sandbox.admit_compiled(name, &compiled, &terms.grant, &terms.component)
     }
 
-    fn compile(&mut self, wasm: &[u8], limits: &ComponentLimits) -> Result<Compiled, AdmissionError> {
+    fn compile(&self, wasm: &[u8], limits: &ComponentLimits) -> Result<Compiled, AdmissionError> {
         let digest = Hash::of_bytes(wasm);
-        if let Some(known) = self.refused.iter().find(|known| known.0 == digest && known.1 == *limits) {
-            return Err(AdmissionError::Refused(known.2.clone()));
+        if let Some(known) = self.memory().recall(digest, limits) {
+            return known;
         }
-        let recent = self.recent.iter().position(|compiled| compiled.digest == digest);
-        let compiled = match recent.and_then(|place| self.recent.remove(place)) {
-            Some(compiled) => compiled,
-            None => self.compile_anew(wasm, digest, limits).inspect_err(|why| {
-                // What the host could not do now it may well do later.
-                if !matches!(why, AdmissionError::Host(_)) {
-                    self.refused.push_front((digest, *limits, why.to_string()));
-                    self.refused.truncate(RECENT_MAX);
-                }
-            })?,
-        };
-        self.recent.push_front(compiled.clone());
-        self.recent.truncate(RECENT_MAX);
-        Ok(compiled)
+        let compiled = self.compile_anew(wasm, digest, limits);
+        let mut memory = self.memory();
+        match &compiled {
+            Ok(compiled) => memory.compiled.push_front(compiled.clone()),
+            // What the host could not do now it may well do later.
+            Err(AdmissionError::Host(_)) => {}
+            Err(why) => memory.refused.push_front((digest, *limits, why.to_string())),
+        }
+        memory.compiled.truncate(RECENT_MAX);
+        memory.refused.truncate(RECENT_MAX);
+        compiled
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn compile_anew(&self, wasm: &[u8], digest: Hash, limits: &ComponentLimits) -> Result<Compiled, AdmissionError> {
@@ -116,6 +121,18 @@ impl Compiler {
         }
         // From the file rather than from memory: what is mapped can be given back.
         find().map_or_else(|| self.sandbox.load(digest, &code), Ok)
+    }
+}
+
+impl Memory {
+    fn recall(&mut self, digest: Hash, limits: &ComponentLimits) -> Option<Result<Compiled, AdmissionError>> {
+        if let Some((.., why)) = self.refused.iter().find(|known| known.0 == digest && known.1 == *limits) {
+            return Some(Err(AdmissionError::Refused(why.clone())));
+        }
+        let place = self.compiled.iter().position(|compiled| compiled.digest == digest)?;
+        let compiled = self.compiled.remove(place)?;
+        self.compiled.push_front(compiled.clone());
+        Some(Ok(compiled))
     }
 }
 

@@ -49,7 +49,7 @@ impl Registry {
             plugin.hold(held);
             return;
         }
-        let admit = || Ok::<_, Unusable>(self.compiler().admit(name, &self.wasm(*digest)?, &plugin.terms)?);
+        let admit = || Ok::<_, Unusable>(self.compiler.admit(name, &self.wasm(*digest)?, &plugin.terms)?);
         match admit() {
             Ok(version) => {
                 plugin.go_live(version, held);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::quarantine::Watchman;
 use super::{Compiler, Registry, RegistryError, Terms, Unusable, file, paths};
@@ -73,7 +73,7 @@ impl Registry {
             let before = registry.plugins();
             let mut admission = Admission {
                 registry: &registry,
-                compiler: registry.compiler(),
+                compiler: &registry.compiler,
                 read: BTreeMap::new(),
                 news: Vec::new(),
             };
@@ -121,7 +121,7 @@ impl Registry {
 /// The admission of many plugins.
 struct Admission<'a> {
     registry: &'a Registry,
-    compiler: MutexGuard<'a, Compiler>,
+    compiler: &'a Compiler,
     /// Files that several tenants share are read once.
     read: BTreeMap<PathBuf, (Hash, Arc<Vec<u8>>)>,
     news: Vec<Deployment>,

@@ -272,10 +272,9 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
         return Ok(());
     }
     let mut refused = Vec::new();
-    let mut compiler = registry.compiler();
     let count = new.len();
     for (tenant, plugin) in new {
-        match compiler.admit(name, &wasm, &plugin.terms) {
+        match registry.compiler.admit(name, &wasm, &plugin.terms) {
             Ok(version) => {
                 plugin.go_live(version, note(tenant));
                 metrics.swap(name, SwapOutcome::Live);

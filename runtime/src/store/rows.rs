@@ -1,5 +1,6 @@
 //! What goes into the store and comes out of it. Plain data.
 
+mod records;
 mod registry;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use crate::effect::{Effect, EffectId, EventKey, Hash, Plan};
 use crate::grant::quota::Quotas;
 use crate::intake::event::Delivery;
+pub use records::*;
 pub use registry::*;
 
 /// What intake decided about one event.

@@ -11,6 +11,7 @@ mod events;
 pub(super) mod figures;
 mod invocations;
 mod quotas;
+pub(super) mod records;
 pub(super) mod registry;
 mod withdrawn;
 

@@ -151,7 +151,7 @@ pub(super) async fn list(arguments: &ListArguments, environment: &Environment) -
 pub(super) async fn inspect(which: &Which, environment: &Environment) -> anyhow::Result<()> {
     let opened = Opened::new(&which.source, environment).await?;
     let sandbox = Sandbox::start()?;
-    let mut compiler = Compiler::new(&sandbox).with_cache(&opened.config.cache);
+    let compiler = Compiler::new(&sandbox).with_cache(&opened.config.cache);
     let (deployed, quarantined) = (opened.deployed().await?, opened.quarantined().await?);
     for tenant in opened.tenants(&which.plugin, which.tenant.as_deref())? {
         let key = (tenant.name.clone(), which.plugin.clone());
@@ -197,7 +197,7 @@ pub(super) async fn deploy(arguments: &DeployArguments, environment: &Environmen
     let wasm = Arc::new(read_component(file, most).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))?);
     let digest = Hash::of_bytes(&wasm);
     let sandbox = Sandbox::start()?;
-    let mut compiler = Compiler::new(&sandbox).with_cache(&opened.config.cache);
+    let compiler = Compiler::new(&sandbox).with_cache(&opened.config.cache);
     // All of them, before anything changes for one.
     for tenant in &tenants {
         let Some(terms) = tenant.plugins.get(&plugin) else { continue };
@@ -254,7 +254,7 @@ pub(super) async fn quarantine(which: &Which, environment: &Environment) -> anyh
             say!("{name}/{plugin}  has not run yet");
             continue;
         };
-        let (digest, reason) = (live.digest, "by order of the operator".to_owned());
+        let (digest, reason) = (live.digest, Quarantined::BY_OPERATOR.to_owned());
         let one = Quarantined { tenant: name, plugin, digest, reason, since_ms: now_ms(), probe_ms: None, probes: 0 };
         opened.store.change(RegistryChange::Quarantine(one)).await?;
         say!("{}/{}  quarantined", tenant.name, which.plugin);

@@ -186,6 +186,13 @@ pub struct Quarantined {
     pub probes: i64,
 }
 
+impl Quarantined {
+    /// The reason when the operator ordered it: no tenant ends that but by another version.
+    pub const BY_OPERATOR: &str = "by order of the operator";
+    /// The reason when the tenant ordered it.
+    pub const BY_TENANT: &str = "by order of the tenant";
+}
+
 /// Who may ask the admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {

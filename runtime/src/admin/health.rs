@@ -1,0 +1,71 @@
+//! Whether the service lives, whether it is ready, its figures.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Serialize;
+
+use super::Admin;
+use crate::store::Health;
+
+pub(super) fn router() -> Router<Arc<Admin>> {
+    Router::new()
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+}
+
+/// `/readyz`: each thing the service depends on, with its state.
+#[derive(Serialize)]
+struct Readiness {
+    ready: bool,
+    store: String,
+    queues: BTreeMap<String, &'static str>,
+    /// Destinations that wait for a person, with the reason. They do not make the service unready.
+    suspended: BTreeMap<String, String>,
+    /// Plugins that do not run, or not in the version their file holds, with the reason.
+    refused: BTreeMap<String, String>,
+    /// Plugins that are not run because they faulted too often, with the reason.
+    quarantined: BTreeMap<String, String>,
+    /// What is wrong with the configuration as it is now; another one is in effect.
+    problems: Vec<String>,
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    let (store, store_ready) = match &*admin.store.health().borrow() {
+        Health::Ready => ("ready".to_owned(), true),
+        Health::Unavailable(why) => (format!("unavailable: {why}"), false),
+    };
+    let consuming = admin.live.queues.get().map(|queues| queues.consuming()).unwrap_or_default();
+    let said = |is_consuming| if is_consuming { "consuming" } else { "not consuming" };
+    let queues = consuming.iter().map(|(tenant, is_consuming)| (tenant.clone(), said(*is_consuming))).collect();
+    let consuming = consuming.values().all(|is_consuming| *is_consuming);
+    let (suspended, readable) = match admin.store.suspended().await {
+        Ok(suspended) => (suspended, true),
+        Err(_) => (BTreeMap::new(), false),
+    };
+    let ready = store_ready && consuming && readable;
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let registry = &admin.live.registry;
+    let (refused, quarantined, problems) = (registry.refused(), registry.quarantined(), admin.live.problems());
+    let readiness = Readiness { ready, store, queues, suspended, refused, quarantined, problems };
+    let text = serde_json::to_string_pretty(&readiness).unwrap_or_default();
+    (status, [(CONTENT_TYPE, "application/json")], text + "\n").into_response()
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    let figures = match admin.store.figures().await {
+        Ok(figures) => figures,
+        Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    };
+    match admin.metrics.render(&figures) {
+        Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
