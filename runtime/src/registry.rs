@@ -59,7 +59,7 @@ pub struct RegistryError {
     /// Its file.
     pub path: PathBuf,
     /// What is wrong with it.
-    pub why: Unusable,
+    pub why: Box<Unusable>,
 }
 
 impl Registry {

@@ -15,6 +15,9 @@ use tokio::net::TcpStream;
 const SOON: Duration = Duration::from_secs(60);
 const CONFIG: [&str; 2] = ["--config", "pn.toml"];
 
+/// Method, path and body; status, place and what is said.
+type Case<'a> = (&'a str, &'a str, &'a [u8], u16, &'a str, &'a str);
+
 /// A service with two tenants, and a token for each of them and for the operator.
 struct Api {
     world: World,
@@ -210,7 +213,7 @@ async fn what_is_sent_to_it_is_bounded_and_what_is_wrong_is_named() -> Result<()
     let versions = format!("{plugin}/versions");
     let rollback = format!("{plugin}/rollback");
     let sns = fs::read(guest("sns")?)?;
-    let cases: [(&str, &str, &[u8], u16, &str, &str); 16] = [
+    let cases: [Case<'_>; 16] = [
         ("POST", &versions, b"garbage", 422, "body", "expected a WebAssembly component"),
         ("POST", &versions, b"", 422, "body", "expected a WebAssembly component"),
         ("POST", &versions, &sns, 422, "body", "[plugins.stamped.grant.sns]\naccount = "),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use end_to_end::stamped::said;
 use end_to_end::tenants::{lines, readiness};
 use end_to_end::world::{count, rows, store};
@@ -23,7 +23,8 @@ async fn ask(world: &World, service: &Service, what: &str, groups: &[&str], time
     for (number, group) in groups.iter().cycle().take(times).enumerate() {
         let section = json!({"plugins": {"hostile": {"message": what}}, "emails": ["a@example.com"]});
         let (_, mut message) = world.failed_task(&section);
-        message.body["status"]["taskGroupId"] = format!("Group{group}AQxCtesttaskAAA").into();
+        let its_group = message.body.pointer_mut("/status/taskGroupId").context("it has a task group")?;
+        *its_group = format!("Group{group}AQxCtesttaskAAA").into();
         world.publish(&message).await?;
         // One after the other, so that "in a row" means something.
         let expected = before + number as i64 + 1;

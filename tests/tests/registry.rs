@@ -1,5 +1,4 @@
 //! What is let in, and what it takes to find out: compiling in a process of its own, and code that is kept.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -112,7 +112,7 @@ impl Registry {
             tenant: "all of them".into(),
             plugin: "all of them".into(),
             path: self.folder.clone(),
-            why: Unusable::Store(error),
+            why: Box::new(Unusable::Store(error)),
         })?;
         Ok(deployed.into_iter().map(|one| ((one.tenant.clone(), one.plugin.clone()), one)).collect())
     }
@@ -158,7 +158,7 @@ impl Admission<'_> {
                 let refused = Some(format!("{}: {why}", path.display()));
                 Ok(Arc::new(Plugin::new(terms, None, refused, Held::default())))
             }
-            Err(why) => Err(RegistryError { tenant: tenant.clone(), plugin: name.clone(), path, why }),
+            Err(why) => Err(RegistryError { tenant: tenant.clone(), plugin: name.clone(), path, why: Box::new(why) }),
         }
     }
 
