@@ -81,7 +81,7 @@ impl Registry {
             for (key, terms) in wanted {
                 match admission.admit(before.get(&key), deployed.get(&key), &key, terms) {
                     Ok(plugin) => _ = plugins.insert(key, plugin),
-                    Err(error) => errors.push(error),
+                    Err(error) => errors.push(*error),
                 }
             }
             let news = admission.news;
@@ -135,7 +135,7 @@ impl Admission<'_> {
         deployed: Option<&Deployed>,
         key: &Key,
         terms: Terms,
-    ) -> Result<Arc<Plugin>, RegistryError> {
+    ) -> Result<Arc<Plugin>, Box<RegistryError>> {
         if let Some(before) = before {
             if before.terms == terms {
                 return Ok(Arc::clone(before));
@@ -158,7 +158,7 @@ impl Admission<'_> {
                 let refused = Some(format!("{}: {why}", path.display()));
                 Ok(Arc::new(Plugin::new(terms, None, refused, Held::default())))
             }
-            Err(why) => Err(RegistryError { tenant: tenant.clone(), plugin: name.clone(), path, why }),
+            Err(why) => Err(Box::new(RegistryError { tenant: tenant.clone(), plugin: name.clone(), path, why })),
         }
     }
 
