@@ -25,7 +25,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::{self, ConfigError, Environment};
+use crate::config::{self, ConfigError, Environment, Role};
 use crate::registry::RegistryError;
 use crate::service::StartError;
 use crate::store::StoreError;
@@ -72,6 +72,9 @@ struct Source {
     /// The configuration file; without one, that which PN_CONFIG names, else environment variables
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Which half of the service: intake consumes events and must see no account's secret, courier delivers
+    #[arg(long, value_enum, default_value_t)]
+    role: Role,
 }
 
 #[derive(Subcommand)]
@@ -111,7 +114,7 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
     let done = match command {
         Command::Run(source) => {
             start_log(log_level(level).unwrap_or(LevelFilter::INFO));
-            runtime.block_on(run::run(source.config.as_deref(), environment))
+            runtime.block_on(run::run(source.config.as_deref(), source.role, environment))
         }
         Command::Demo(arguments) => {
             start_log(log_level(level).unwrap_or(LevelFilter::WARN));
@@ -119,7 +122,7 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
         }
         Command::Check(source) => {
             start_log(LevelFilter::ERROR);
-            runtime.block_on(check::run(source.config.as_deref(), environment))
+            runtime.block_on(check::run(source.config.as_deref(), source.role, environment))
         }
         Command::Config(ConfigCommand::Example) => {
             print(config::EXAMPLE);

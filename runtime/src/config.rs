@@ -59,6 +59,32 @@ pub struct Config {
     pub notes: Vec<String>,
 }
 
+/// Which half of the service runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Both.
+    #[default]
+    All,
+    /// Consumes events and runs plugins: it needs no account, and must not see any account's secret.
+    Intake,
+    /// Delivers what plugins asked for: it consumes nothing, and runs no plugin.
+    Courier,
+}
+
+impl Role {
+    /// Whether it consumes events.
+    #[must_use]
+    pub const fn takes_in(self) -> bool {
+        matches!(self, Self::All | Self::Intake)
+    }
+
+    /// Whether it delivers effects.
+    #[must_use]
+    pub const fn delivers(self) -> bool {
+        matches!(self, Self::All | Self::Courier)
+    }
+}
+
 /// The AMQP broker and who we are there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Broker {
@@ -296,7 +322,7 @@ impl Config {
     /// # Errors
     /// Every problem found.
     pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
-        Source::new(file, environment).config(None)
+        Source::new(file, environment, Role::All).config(None)
     }
 
     /// Reads a configuration file, and those of the tenants when it names their folder.
@@ -304,7 +330,7 @@ impl Config {
     /// # Errors
     /// Every problem found.
     pub fn from_file(file: &Path, environment: &Environment) -> Result<Self, ConfigError> {
-        Source::new(Some(file), environment).config(None)
+        Source::new(Some(file), environment, Role::All).config(None)
     }
 
     /// Reads the configuration that the predecessor's variables, and ours beside them, describe.
@@ -312,7 +338,7 @@ impl Config {
     /// # Errors
     /// Every problem found.
     pub fn from_environment(environment: &Environment) -> Result<Self, ConfigError> {
-        legacy::read(environment)
+        legacy::read(environment, Role::All)
     }
 }
 

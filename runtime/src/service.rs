@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 use crate::config::{Broker, Config, Source};
 use crate::courier::Courier;
-use crate::courier::destinations::{Accounts, Destinations};
+use crate::courier::destinations::Destinations;
 use crate::courier::sinks::SinkError;
 use crate::intake::Intake;
 use crate::intake::queues::Queues;
@@ -27,7 +27,7 @@ use crate::registry::{Registry, Watch};
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
 use crate::taskcluster::Taskcluster;
-use crate::tenant::{ByName, Tenants};
+use crate::tenant::Tenants;
 use crate::timing::Timing;
 use gone::Gone;
 pub use live::{ChangeError, Live, Wanted};
@@ -36,7 +36,9 @@ use reload::Reload;
 /// Both halves, running.
 pub struct Service {
     store: Store,
-    intake: Arc<Intake>,
+    /// None where nothing is consumed.
+    intake: Option<Arc<Intake>>,
+    metrics: Arc<Metrics>,
     live: Arc<Live>,
     /// No new deliveries.
     stop_intake: CancellationToken,
@@ -64,20 +66,26 @@ pub struct Parts {
     pub writer: TaskTracker,
     /// Who runs.
     pub wanted: Wanted,
-    /// Where task definitions come from.
-    pub tasks: Tasks,
-    /// Runs the plugins.
-    pub sandbox: Arc<Sandbox>,
-    /// The live plugins.
-    pub registry: Arc<Registry>,
-    /// Where artifacts come from.
-    pub taskcluster: Arc<Taskcluster>,
+    /// What the half that consumes works with, where there is one.
+    pub intake: Option<IntakeParts>,
+    /// Where artifacts come from, for the half that delivers, where there is one.
+    pub courier: Option<Arc<Taskcluster>>,
     /// For how long repeated events are recognised.
     pub keep: Duration,
     /// Counts what happens.
     pub metrics: Arc<Metrics>,
     /// Notes how long it takes.
     pub timing: Timing,
+}
+
+/// What the half that consumes works with.
+pub struct IntakeParts {
+    /// Where task definitions come from.
+    pub tasks: Tasks,
+    /// Runs the plugins.
+    pub sandbox: Arc<Sandbox>,
+    /// The live plugins.
+    pub registry: Arc<Registry>,
 }
 
 /// Why it could not be started.
@@ -92,76 +100,74 @@ pub enum StartError {
 }
 
 impl Service {
-    /// Starts the courier; deliveries are taken from sources added later.
+    /// Starts the halves there are; deliveries are taken from sources added later.
     ///
     /// # Errors
     /// [`StartError`].
     pub async fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { store, writer, .. } = parts;
-        let tenants = Tenants::new(parts.wanted.tenants);
-        store.probe_now().await?;
-        let gone = gone(&store, &tenants.now(), &parts.wanted.accounts).await?;
-        let courier = Arc::new(Courier {
-            store: store.clone(),
-            tenants: tenants.clone(),
-            owner: Courier::new_owner(),
-            keep: parts.keep,
-            metrics: Arc::clone(&parts.metrics),
-            timing: parts.timing.clone(),
-            in_flight: Mutex::default(),
-        });
+        let Parts { store, writer, wanted, intake, courier, keep, metrics, timing } = parts;
+        let tenants = Tenants::new(wanted.tenants);
         let ended = CancellationToken::new();
-        let destinations = Destinations {
-            courier: Arc::clone(&courier),
-            taskcluster: parts.taskcluster,
-            stop: CancellationToken::new(),
-            ended: ended.clone(),
-            attempts: TaskTracker::new(),
-            connections: TaskTracker::new(),
-            served: Mutex::default(),
-        };
-        destinations.serve(&parts.wanted.accounts, destinations.make(&parts.wanted.accounts).await?);
+        let (stop_intake, handlers) = (CancellationToken::new(), TaskTracker::new());
+        let (stop_courier, attempts) = (CancellationToken::new(), TaskTracker::new());
         let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());
-        housekeeping.spawn(courier.keep_house(stop_housekeeping.clone()));
-        let problems = Mutex::default();
-        let live = Live {
-            tenants: tenants.clone(),
-            registry: Arc::clone(&parts.registry),
-            destinations,
-            queues: OnceLock::new(),
-            gone,
-            problems,
-        };
-        let live = Arc::new(live);
+        let connections = TaskTracker::new();
+        let gone = Gone::of_an_earlier_start(&store, &tenants.now(), &wanted.accounts).await?;
+        let gone = gone.of(intake.is_some(), courier.is_some());
+        let mut destinations = None;
+        if let Some(taskcluster) = courier {
+            store.probe_now().await?;
+            let courier = Arc::new(Courier {
+                store: store.clone(),
+                tenants: tenants.clone(),
+                owner: Courier::new_owner(),
+                keep,
+                metrics: Arc::clone(&metrics),
+                timing: timing.clone(),
+                in_flight: Mutex::default(),
+            });
+            let all = Destinations {
+                courier: Arc::clone(&courier),
+                taskcluster,
+                stop: stop_courier.clone(),
+                ended: ended.clone(),
+                attempts: attempts.clone(),
+                connections: connections.clone(),
+                served: Mutex::default(),
+            };
+            all.serve(&wanted.accounts, all.make(&wanted.accounts).await?);
+            housekeeping.spawn(courier.keep_house(stop_housekeeping.clone()));
+            destinations = Some(all);
+        }
+        let intake = intake.map(|IntakeParts { tasks, sandbox, registry }| {
+            let (tasks, plans) = (Arc::new(tasks), Intake::plans());
+            let (store, tenants, metrics) = (store.clone(), tenants.clone(), Arc::clone(&metrics));
+            Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans })
+        });
+        if let Some(intake) = &intake {
+            handlers.spawn(Arc::clone(intake).run_deferred(stop_intake.clone(), handlers.clone()));
+        }
+        let registry = intake.as_ref().map(|intake| Arc::clone(&intake.registry));
+        let (queues, problems) = (OnceLock::new(), Mutex::default());
+        let live = Arc::new(Live { tenants, registry, destinations, queues, gone, problems });
         let (end_what_waits, for_store, stop) = (Arc::clone(&live), store.clone(), stop_housekeeping.clone());
         housekeeping.spawn(async move { end_what_waits.gone.run(&for_store, stop).await });
-        let intake = Arc::new(Intake {
-            tenants,
-            tasks: Arc::new(parts.tasks),
-            registry: parts.registry,
-            sandbox: parts.sandbox,
-            store: store.clone(),
-            metrics: parts.metrics,
-            timing: parts.timing,
-            plans: Intake::plans(),
-        });
-        let (stop_intake, handlers) = (CancellationToken::new(), TaskTracker::new());
-        handlers.spawn(Arc::clone(&intake).run_deferred(stop_intake.clone(), handlers.clone()));
         Ok(Self {
             store,
             intake,
+            metrics,
+            live,
             stop_intake,
             close_sources: CancellationToken::new(),
-            stop_courier: live.destinations.stop.clone(),
+            stop_courier,
             stop_housekeeping,
             ended,
             sources: TaskTracker::new(),
             handlers,
-            attempts: live.destinations.attempts.clone(),
+            attempts,
             housekeeping,
-            connections: live.destinations.connections.clone(),
+            connections,
             writer,
-            live,
         })
     }
 
@@ -176,10 +182,10 @@ impl Service {
         &self.store
     }
 
-    /// Where the task definitions come from.
+    /// Where the task definitions come from, where anything is consumed.
     #[must_use]
-    pub fn tasks(&self) -> &Tasks {
-        &self.intake.tasks
+    pub fn tasks(&self) -> Option<&Tasks> {
+        self.intake.as_ref().map(|intake| &*intake.tasks)
     }
 
     /// What can change while it runs.
@@ -190,7 +196,7 @@ impl Service {
 
     /// Answers questions about the service on this listener, until it is drained.
     pub fn serve_admin(&self, listener: TcpListener) {
-        let metrics = Arc::clone(&self.intake.metrics);
+        let metrics = Arc::clone(&self.metrics);
         let uploads = Semaphore::new(Admin::UPLOADS_MAX);
         let admin = Admin { store: self.store.clone(), live: self.live(), metrics, uploads };
         let stop = self.stop_housekeeping.clone();
@@ -203,7 +209,8 @@ impl Service {
 
     /// Keeps the live plugins in step with their files, until it is drained.
     pub fn watch_plugins(&self) {
-        let watch = Watch::new(Arc::clone(&self.intake.registry), Arc::clone(&self.intake.metrics));
+        let Some(registry) = self.live.registry.clone() else { return };
+        let watch = Watch::new(registry, Arc::clone(&self.metrics));
         let (watching, ended) = (watch.run(self.stop_housekeeping.clone()), self.ended.clone().drop_guard());
         self.housekeeping.spawn(async move {
             watching.await;
@@ -222,19 +229,20 @@ impl Service {
         });
     }
 
-    /// A way to hand in deliveries for a tenant.
+    /// A way to hand in deliveries for a tenant, where anything is consumed.
     #[must_use]
-    pub fn inlet(&self, tenant: &str) -> mpsc::Sender<Received> {
+    pub fn inlet(&self, tenant: &str) -> Option<mpsc::Sender<Received>> {
         let (out, received) = mpsc::channel(Intake::IN_HAND_MAX.into());
-        let (intake, handlers) = (Arc::clone(&self.intake), self.handlers.clone());
+        let (intake, handlers) = (self.intake.clone()?, self.handlers.clone());
         self.handlers.spawn(intake.run(tenant.to_owned(), received, handlers));
-        out
+        Some(out)
     }
 
-    /// Consumes every tenant's queue on this broker, as tenants come and go.
+    /// Consumes every tenant's queue on this broker, as tenants come and go, where anything is consumed.
     pub fn consume(&self, broker: &Broker) {
+        let Some(intake) = self.intake.clone() else { return };
         let tokens = [&self.stop_intake, &self.close_sources, &self.ended].map(CancellationToken::clone);
-        let queues = Queues::new(Arc::clone(&self.intake), broker.clone(), tokens, self.sources.clone());
+        let queues = Queues::new(intake, broker.clone(), tokens, self.sources.clone());
         queues.keep_up(&self.live.tenants.now());
         // Nothing is consumed twice: whoever asks again has asked already.
         drop(self.live.queues.set(queues));
@@ -283,16 +291,6 @@ impl Service {
             tracing::warn!("the database did not take the last writes in time");
         }
     }
-}
-
-/// Those that something waits for since an earlier start, and that are there no more.
-async fn gone(store: &Store, tenants: &ByName, accounts: &Accounts) -> Result<Gone, StoreError> {
-    let (destinations, owners) = store.waited_for().await?;
-    let destinations = destinations.iter().map(String::as_str).filter(|name| !accounts.contains_key(*name));
-    let owners = owners.iter().map(String::as_str).filter(|name| !tenants.contains_key(*name));
-    let gone = Gone::default();
-    gone.note(destinations, owners, |tenant| tenants.contains_key(tenant));
-    Ok(gone)
 }
 
 const WRITER_LIMIT: Duration = Duration::from_secs(5);

@@ -88,8 +88,7 @@ impl Store {
         let path = PathBuf::from(path);
         let open = |source| StoreError::Open { path: path.clone(), source };
         create_for_us_alone(&path).map_err(|error| open(error.into()))?;
-        let mut connection = sqlite::connect(&path).await.map_err(open)?;
-        sqlite::migrate(&mut connection).await.map_err(open)?;
+        let connection = sqlite::open(&path).await.map_err(open)?;
         let reader =
             SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(sqlite::options(&path).read_only(true));
         let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);

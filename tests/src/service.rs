@@ -35,6 +35,13 @@ impl Service {
         self
     }
 
+    /// Takes a variable away.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.env.retain(|(other, _)| other != name);
+        self
+    }
+
     /// The working directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()

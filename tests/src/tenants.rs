@@ -1,7 +1,7 @@
 //! A service with a folder of tenants. Each tenant has a queue of its own, which gets what is published under its name,
 //! and mails by an account of its own on the world's one mail server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -22,6 +22,21 @@ impl World {
             put_tenant(&service, name, content)?;
         }
         Ok(service)
+    }
+
+    /// Half of a service, `intake` or `courier`; both halves have the configuration, the tenants and the database in a
+    /// folder that they share, and neither has a secret yet. Not started.
+    pub fn service_of_role(&self, role: &str, shared: &Path, tenants: &[(&str, &str)]) -> Result<Service> {
+        let at = |name: &str| shared.join(name).display().to_string();
+        let main = self.configuration().replacen("\"tenants\"", &format!("{:?}", at("tenants")), 1);
+        std::fs::write(at("pn.toml"), format!("{main}[store]\nurl = \"sqlite:{}\"\n", at("pulse-notifier.db")))?;
+        std::fs::create_dir_all(at("tenants"))?;
+        for (name, content) in tenants {
+            std::fs::write(shared.join("tenants").join(format!("{name}.toml")), content)?;
+        }
+        Ok(Service::new(&["run", "--role", role, "--config", &at("pn.toml")])?
+            .env("SSL_CERT_FILE", self.smtp.ca_file().display())
+            .env("LOG_LEVEL", "INFO"))
     }
 
     /// The configuration file that names the folder `tenants`.

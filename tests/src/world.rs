@@ -44,7 +44,12 @@ impl World {
 
     /// The service, configured for this world with the predecessor's variables; not started.
     pub fn service(&self, plugin_names: &[&str]) -> Result<Service> {
-        Ok(Service::new(&["run"])?
+        self.service_with(&["run"], plugin_names)
+    }
+
+    /// The same with other arguments.
+    pub fn service_with(&self, arguments: &[&str], plugin_names: &[&str]) -> Result<Service> {
+        Ok(Service::new(arguments)?
             .env("PN_SERVICES", plugin_names.join(":"))
             .env("PN_PLUGINS", self.plugins.path().display())
             .env("PULSE_HOST", "127.0.0.1")

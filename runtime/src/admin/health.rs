@@ -52,8 +52,10 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     };
     let ready = store_ready && consuming && readable;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let registry = &admin.live.registry;
-    let (refused, quarantined, problems) = (registry.refused(), registry.quarantined(), admin.live.problems());
+    let registry = admin.live.registry.as_ref();
+    let refused = registry.map(|registry| registry.refused()).unwrap_or_default();
+    let quarantined = registry.map(|registry| registry.quarantined()).unwrap_or_default();
+    let problems = admin.live.problems();
     let readiness = Readiness { ready, store, queues, suspended, refused, quarantined, problems };
     let text = serde_json::to_string_pretty(&readiness).unwrap_or_default();
     (status, [(CONTENT_TYPE, "application/json")], text + "\n").into_response()

@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use super::PluginErrors;
-use crate::config::{Account, AwsAccount, Config, DeliveryMode, Environment, Secret, SmtpSecurity};
+use crate::config::{Account, AwsAccount, Config, DeliveryMode, Environment, Role, Secret, SmtpSecurity, Source};
 use crate::grant::quota::OverQuota;
 use crate::grant::{Endpoint, Pattern, UrlGrant};
 use crate::registry::{Compiler, Registry};
 use crate::sandbox::{Sandbox, Version};
 use crate::tenant::{On, QueueKind, Tenant};
 
-pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
-    let config = Config::load(file, environment)?;
+pub(super) async fn run(file: Option<&Path>, role: Role, environment: &Environment) -> anyhow::Result<()> {
+    let config = Source::new(file, environment, role).config(None)?;
     let sandbox = Sandbox::start()?;
     let mut compiler = Compiler::new(&sandbox);
     if config.cache.is_dir() {

@@ -23,7 +23,7 @@ use crate::intake::task::{MemoryTasks, Tasks};
 use crate::metrics::Metrics;
 use crate::registry::{Compiler, Registry};
 use crate::sandbox::Sandbox;
-use crate::service::{Parts, Service, Wanted};
+use crate::service::{IntakeParts, Parts, Service, Wanted};
 use crate::store::Store;
 use crate::taskcluster::Taskcluster;
 use crate::tenant::{PluginTerms, Queue, QueueKind, Tenant};
@@ -52,7 +52,7 @@ pub(super) async fn run(arguments: Arguments, environment: &Environment) -> anyh
     let mut shown = BTreeSet::new();
     // Events of one's own have an end, and then there is nothing more to wait for.
     let ends = arguments.once || arguments.events.is_some();
-    let inlet = service.inlet(TENANT);
+    let inlet = service.inlet(TENANT).context("the demo consumes")?;
     let live = async {
         if ends {
             until_idle(&arguments, &service, inlet, &mut shown).await
@@ -89,10 +89,8 @@ async fn start(environment: &Environment, database: &str) -> anyhow::Result<Serv
         store,
         writer,
         wanted: Wanted { tenants, accounts },
-        tasks,
-        sandbox,
-        registry,
-        taskcluster,
+        intake: Some(IntakeParts { tasks, sandbox, registry }),
+        courier: Some(taskcluster),
         keep,
         metrics,
         timing: Timing::default(),
@@ -123,7 +121,7 @@ fn tenant() -> Tenant {
 }
 
 async fn feed(arguments: &Arguments, service: &Service, inlet: &mpsc::Sender<Received>) -> anyhow::Result<()> {
-    let Tasks::Memory(tasks) = service.tasks() else { return Ok(()) };
+    let Some(Tasks::Memory(tasks)) = service.tasks() else { return Ok(()) };
     match &arguments.events {
         None => ndjson::run(SAMPLES.as_bytes(), tasks, inlet).await,
         Some(path) if path.as_os_str() == "-" => {
@@ -166,7 +164,7 @@ async fn for_ever(
     shown: &mut BTreeSet<Vec<u8>>,
 ) -> anyhow::Result<()> {
     feed(arguments, service, &inlet).await?;
-    let Tasks::Memory(tasks) = service.tasks() else { return Ok(()) };
+    let Some(Tasks::Memory(tasks)) = service.tasks() else { return Ok(()) };
     let mut samples = SAMPLES.lines().enumerate().cycle();
     let mut next = tokio::time::interval(EVENT_EVERY);
     next.tick().await;

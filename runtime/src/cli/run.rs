@@ -10,18 +10,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use super::PluginErrors;
-use crate::config::{Environment, Source};
+use crate::config::{Config, Environment, Role, Source};
 use crate::intake::task::{HttpTasks, Tasks};
 use crate::metrics::Metrics;
 use crate::registry::{Compiler, Registry};
 use crate::sandbox::Sandbox;
-use crate::service::{Parts, Service, Wanted};
+use crate::service::{IntakeParts, Parts, Service, Wanted};
 use crate::store::Store;
 use crate::taskcluster::Taskcluster;
 use crate::timing::Timing;
 
-pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyhow::Result<()> {
-    let source = Source::new(file, environment);
+pub(super) async fn run(file: Option<&Path>, role: Role, environment: &Environment) -> anyhow::Result<()> {
+    let source = Source::new(file, environment, role);
     let config = source.config(None)?;
     for note in &config.notes {
         tracing::warn!("{note}");
@@ -36,27 +36,25 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
         })?),
         None => None,
     };
-    let sandbox = Sandbox::start()?;
-    let compiler = Compiler::new(&sandbox).with_cache(&config.cache);
     let writer = TaskTracker::new();
     let store = Store::open(&config.store, &writer).await?;
-    let registry = Registry::load(compiler, &config.plugins, &config.tenants, Some(store.clone()));
-    let registry = registry.await.map_err(PluginErrors)?;
+    let taskcluster = Taskcluster::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
+    let taskcluster = Arc::new(taskcluster);
+    let intake = match role.takes_in() {
+        true => Some(intake(&config, &store, &taskcluster).await?),
+        false => None,
+    };
     let timings = TaskTracker::new();
     let timing = match config.influx.clone() {
         Some(account) => Timing::start(account, &timings).context("start the InfluxDB client")?,
         None => Timing::default(),
     };
-    let taskcluster = Taskcluster::new(config.taskcluster_root.clone()).context("start the Taskcluster client")?;
-    let taskcluster = Arc::new(taskcluster);
     let parts = Parts {
         store,
         writer,
         wanted: Wanted::by(&config, config.delivery),
-        tasks: Tasks::Http(HttpTasks::new(Arc::clone(&taskcluster))),
-        sandbox,
-        registry,
-        taskcluster,
+        intake,
+        courier: role.delivers().then_some(taskcluster),
         keep: config.keep,
         metrics: Arc::new(Metrics::new().context("name the figures")?),
         timing,
@@ -83,6 +81,15 @@ pub(super) async fn run(file: Option<&Path>, environment: &Environment) -> anyho
         () = signals.next() => tracing::warn!("leaving at once: what was in hand is delivered again"),
     }
     Ok(())
+}
+
+/// What consuming takes: plugins, and whatever runs them.
+async fn intake(config: &Config, store: &Store, taskcluster: &Arc<Taskcluster>) -> anyhow::Result<IntakeParts> {
+    let sandbox = Sandbox::start()?;
+    let compiler = Compiler::new(&sandbox).with_cache(&config.cache);
+    let registry = Registry::load(compiler, &config.plugins, &config.tenants, Some(store.clone()));
+    let registry = registry.await.map_err(PluginErrors)?;
+    Ok(IntakeParts { tasks: Tasks::Http(HttpTasks::new(Arc::clone(taskcluster))), sandbox, registry })
 }
 
 /// For the last points.

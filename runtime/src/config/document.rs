@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::findings::{Findings, PROBLEMS_MAX};
+use super::findings::{Findings, PROBLEMS_MAX, Unexpanded};
 use super::value::Check;
-use super::{Secret, nearest, read_file};
+use super::{Role, Secret, nearest, read_file};
 
 /// One file.
 pub(super) struct Document<'a> {
@@ -174,6 +174,12 @@ impl<'a> Section<'a> {
             self.problem(file_key, format!("expected one of {key} and {file_key}, found both"));
             return None;
         }
+        if self.hides_secrets() {
+            if self.seen(key, file_key).is_some_and(|secret| !self.findings().knows(&secret)) {
+                self.problem(if self.has(key) { key } else { file_key }, OUT_OF_SIGHT);
+            }
+            return None;
+        }
         let text = self.string(key, what);
         let path = self.string(file_key, "the path of a file").and_then(|path| {
             let text = read_file(Path::new(&path)).map_err(|why| self.problem(file_key, why)).ok()?;
@@ -187,9 +193,50 @@ impl<'a> Section<'a> {
         text.or(path).map(Secret::new)
     }
 
+    /// Whether this is an account, whose secrets are not for the half that reads.
+    pub(super) fn hides_secrets(&self) -> bool {
+        self.findings().role() == Role::Intake && self.general.starts_with(ACCOUNTS)
+    }
+
+    /// A secret as far as it can be seen: a variable that is not set or a file that cannot be read is no problem.
+    pub(super) fn seen(&self, key: &'static str, file_key: &'static str) -> Option<Secret> {
+        let text = |key| match self.value(key)?.get_ref() {
+            DeValue::String(raw) => match self.findings().expanded(raw) {
+                Ok(text) => Some(text),
+                Err(Unexpanded::Unset(_)) => None,
+                Err(why @ Unexpanded::Syntax) => {
+                    self.problem(key, why);
+                    None
+                }
+            },
+            _ => {
+                self.expected_unseen(key, "a text");
+                None
+            }
+        };
+        let in_file = text(file_key).and_then(|path| read_file(Path::new(&path)).ok());
+        let in_file = in_file.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+        text(key).or(in_file).filter(|text| !text.is_empty()).map(Secret::new)
+    }
+
+    /// Whether one of this table's texts could be told although it is a secret: it comes from a variable, or its name says
+    /// so. Those that could are problems.
+    pub(super) fn hide_texts(&self) {
+        self.forgive();
+        for (name, value) in self.table.into_iter().flatten() {
+            let DeValue::String(raw) = value.get_ref() else { continue };
+            let name = name.get_ref().as_ref();
+            let is_told = raw.contains("${") || TELLING.iter().any(|word| name.to_ascii_lowercase().contains(word));
+            let text = self.findings().expanded(raw).ok().map(Secret::new);
+            if is_told && text.is_some_and(|text| !self.findings().knows(&text)) {
+                self.problem(name, OUT_OF_SIGHT);
+            }
+        }
+    }
+
     /// The same when it must be there.
     pub(super) fn required_secret(&self, key: &'static str, file_key: &'static str, what: &str) -> Secret {
-        if !self.has(key) && !self.has(file_key) {
+        if !self.has(key) && !self.has(file_key) && !self.hides_secrets() {
             self.problem(key, format!("expected {what}, here or by {file_key}, found nothing"));
         }
         self.secret(key, file_key, what).unwrap_or_else(|| Secret::new(String::new()))
@@ -271,7 +318,7 @@ impl<'a> Section<'a> {
             match value.get_ref() {
                 DeValue::String(raw) if !raw.is_empty() => match self.findings().expanded(raw) {
                     Ok(text) => texts.push(text),
-                    Err(why) => problem(why),
+                    Err(why) => problem(why.into()),
                 },
                 other => problem(format!("expected a list of {what}, found {} in it", found(other))),
             }
@@ -421,4 +468,11 @@ fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
 }
 
+/// What every account's place begins with.
+const ACCOUNTS: &str = "tenants.*.accounts.";
+/// What the intake role says of a secret that it could tell.
+pub(super) const OUT_OF_SIGHT: &str = "expected to be out of the intake role's sight, found it to be seen: have its \
+                                       variable or file there for the courier role alone";
+/// Words in the names of headers that hold secrets.
+const TELLING: [&str; 5] = ["authorization", "cookie", "token", "key", "secret"];
 const SHOWN_CHARS_MAX: usize = 80;

@@ -17,8 +17,8 @@ use super::findings::Findings;
 use super::legacy::{OURS, default_root};
 use super::value::{AMQP_NAME, HOST, INFLUX_URL, NAME, STORE, influx_url, root_problem};
 use super::{
-    Broker, Config, ConfigError, DeliveryMode, Environment, InfluxAccount, Secret, default_cache, default_plugins,
-    surroundings,
+    Broker, Config, ConfigError, DeliveryMode, Environment, InfluxAccount, Role, Secret, default_cache,
+    default_plugins, surroundings,
 };
 use crate::sandbox::Limits;
 use crate::tenant::Tenant;
@@ -29,9 +29,10 @@ pub(super) fn parse(
     file: &str,
     text: Result<&str, &String>,
     environment: &Environment,
+    role: Role,
     running: Option<&Config>,
 ) -> Result<Config, ConfigError> {
-    let findings = Findings::new(environment);
+    let findings = Findings::new(environment, role);
     let config = match text {
         Ok(text) => service(&findings, file, text, running),
         Err(why) => {
@@ -39,7 +40,7 @@ pub(super) fn parse(
             None
         }
     };
-    let found = surroundings::look(environment, config.as_ref().map(|config| config.store.as_str()));
+    let found = surroundings::look(environment, role, config.as_ref().map(|config| config.store.as_str()));
     for (place, what) in found.problems {
         findings.problem(place, 0, "", what);
     }
@@ -60,6 +61,7 @@ fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str, running: O
     let document = Document::parse(findings, file, text)?;
     let root = document.root("");
     let broker = broker(&root.section("broker"));
+    findings.is_own(&broker.password);
     let ceiling = limits::ceiling(&root.section("limits"));
     let own = running.map_or(&broker, |running| &running.broker);
     let (mut accounts, mut tenants, mut tenants_folder) = (BTreeMap::new(), Vec::new(), None);
@@ -123,7 +125,11 @@ fn broker(section: &Section<'_>) -> Broker {
         tls: section.truth("tls", true),
         vhost: section.checked("vhost", AMQP_NAME, Some("/")),
         login: section.checked("login", AMQP_NAME, None),
-        password: section.required_secret("password", "password_file", "the user's password"),
+        password: match section.findings().role() {
+            Role::All | Role::Intake => section.required_secret("password", "password_file", "the user's password"),
+            // Of use to accounts that are the broker's alone.
+            Role::Courier => section.seen("password", "password_file").unwrap_or_else(|| Secret::new(String::new())),
+        },
     }
 }
 

@@ -3,11 +3,14 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use super::{ConfigError, Environment, Problem};
+use super::{ConfigError, Environment, Problem, Role, Secret};
 
 /// What reading several files has brought to light.
 pub(super) struct Findings<'e> {
     environment: &'e Environment,
+    role: Role,
+    /// The broker's password, which is nobody else's secret.
+    own: RefCell<Option<Secret>>,
     problems: RefCell<Vec<(String, usize, Problem)>>,
     notes: RefCell<Vec<String>>,
     asked: RefCell<BTreeSet<String>>,
@@ -15,14 +18,31 @@ pub(super) struct Findings<'e> {
 }
 
 impl<'e> Findings<'e> {
-    pub(super) fn new(environment: &'e Environment) -> Self {
+    pub(super) fn new(environment: &'e Environment, role: Role) -> Self {
         Self {
             environment,
+            role,
+            own: RefCell::default(),
             problems: RefCell::default(),
             notes: RefCell::default(),
             asked: RefCell::default(),
             variables: RefCell::default(),
         }
+    }
+
+    /// Which half of the service reads.
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
+    /// This secret is the broker's.
+    pub(super) fn is_own(&self, secret: &Secret) {
+        *self.own.borrow_mut() = Some(secret.clone());
+    }
+
+    /// Whether it is the broker's.
+    pub(super) fn knows(&self, secret: &Secret) -> bool {
+        self.own.borrow().as_ref() == Some(secret)
     }
 
     pub(super) fn problem(&self, file: &str, line: usize, key: &str, what: impl Into<String>) {
@@ -75,7 +95,7 @@ impl<'e> Findings<'e> {
     }
 
     /// The text with each `${VARIABLE}` replaced by its value and each `$${` by `${`; else what is wrong with it.
-    pub(super) fn expanded(&self, raw: &str) -> Result<String, String> {
+    pub(super) fn expanded(&self, raw: &str) -> Result<String, Unexpanded> {
         let (mut text, mut rest) = (String::new(), raw);
         while let Some(start) = rest.find("${") {
             let (before, after) = (rest.get(..start).unwrap_or_default(), rest.get(start + 2..).unwrap_or_default());
@@ -87,15 +107,31 @@ impl<'e> Findings<'e> {
             }
             text.push_str(before);
             let Some((name, after)) = after.split_once('}').filter(|(name, _)| is_variable(name)) else {
-                return Err("expected ${VARIABLE}, or $${ for these two characters themselves".into());
+                return Err(Unexpanded::Syntax);
             };
             self.variables.borrow_mut().insert(name.to_owned());
             let value = self.environment.text(name);
-            text.push_str(value.ok_or_else(|| format!("expected the variable {name} to be set in the environment"))?);
+            text.push_str(value.ok_or_else(|| Unexpanded::Unset(name.to_owned()))?);
             rest = after;
         }
         text.push_str(rest);
         Ok(text)
+    }
+}
+
+/// Why a text is not what it says.
+pub(super) enum Unexpanded {
+    Syntax,
+    /// This variable is not set.
+    Unset(String),
+}
+
+impl From<Unexpanded> for String {
+    fn from(why: Unexpanded) -> Self {
+        match why {
+            Unexpanded::Syntax => "expected ${VARIABLE}, or $${ for these two characters themselves".into(),
+            Unexpanded::Unset(name) => format!("expected the variable {name} to be set in the environment"),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::value::{
     NICK, STATUSES, STORE, TOPIC, exchange, influx_url, is_known_status, line_every, root_problem,
 };
 use super::{
-    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, InfluxAccount, IrcAccount, S3Account, Secret,
+    Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, InfluxAccount, IrcAccount, Role, S3Account, Secret,
     Sender, SesAccount, SmtpAccount, SmtpSecurity, default_cache, default_plugins, identities, read_file, surroundings,
 };
 use crate::effect::destination;
@@ -26,10 +26,10 @@ use crate::sandbox::Limits;
 use crate::store::Binding;
 use crate::tenant::{LogCollection, On, PluginTerms, Queue, QueueKind, Tenant};
 
-pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
+pub(super) fn read(environment: &Environment, role: Role) -> Result<Config, ConfigError> {
     let reader = Reader::new(environment);
     let mut notes = Vec::new();
-    let broker = broker(&reader);
+    let broker = broker(&reader, role);
     let services = services(&reader);
     let uses = |service: &str| services.iter().any(|one| one == service);
     let queue = queue(&reader, &broker.login, &mut notes);
@@ -81,7 +81,7 @@ pub(super) fn read(environment: &Environment) -> Result<Config, ConfigError> {
         // Another database's address may hold a password.
         reader.problem("PN_STORE", format!("expected {}", STORE.what));
     }
-    let found = surroundings::look(environment, Some(&config.store));
+    let found = surroundings::look(environment, role, Some(&config.store));
     for (place, what) in found.problems {
         reader.problem(place, what);
     }
@@ -137,7 +137,7 @@ fn influx(reader: &Reader<'_>) -> Option<InfluxAccount> {
     Some(InfluxAccount { url: url?, database: database.to_owned(), login })
 }
 
-fn broker(reader: &Reader<'_>) -> Broker {
+fn broker(reader: &Reader<'_>, role: Role) -> Broker {
     for name in ["PULSE_VHOST", "PULSE_LOGIN"] {
         if reader.text(name).is_some_and(|text| !(AMQP_NAME.fits)(text)) {
             reader.problem(name, format!("expected {}", AMQP_NAME.what));
@@ -150,13 +150,18 @@ fn broker(reader: &Reader<'_>) -> Broker {
             reader.problem(name, format!("expected {}, found {found}", HOST.what));
         }
     }
+    let needs_password = role.takes_in() || reader.list("PN_SERVICES").unwrap_or_default().contains(&"repulse".into());
+    let password = match needs_password {
+        true => reader.required("PULSE_PASSWORD", "the Pulse user's password"),
+        false => reader.text("PULSE_PASSWORD").unwrap_or_default(),
+    };
     Broker {
         host: reader.text("PULSE_HOST").unwrap_or("pulse.mozilla.org").to_owned(),
         port: reader.port("PULSE_PORT", 5671),
         tls: reader.truth("PULSE_SSL", true),
         vhost: reader.text("PULSE_VHOST").unwrap_or("/").to_owned(),
         login: reader.required("PULSE_LOGIN", "the Pulse user").to_owned(),
-        password: Secret::new(reader.required("PULSE_PASSWORD", "the Pulse user's password").to_owned()),
+        password: Secret::new(password.to_owned()),
     }
 }
 
@@ -438,7 +443,7 @@ mod tests {
     ];
 
     fn with(more: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        read(&LEAST.iter().chain(more).copied().collect())
+        read(&LEAST.iter().chain(more).copied().collect(), Role::All)
     }
 
     fn problems(more: &[(&str, &str)]) -> Vec<String> {
@@ -484,7 +489,8 @@ mod tests {
 
     #[test]
     fn every_problem_is_told_at_once_and_none_shows_a_secret() {
-        let error = read(&[("PULSE_PASSWORD", "hunter2"), ("PULSE_PORT", "x")].into_iter().collect()).unwrap_err();
+        let error =
+            read(&[("PULSE_PASSWORD", "hunter2"), ("PULSE_PORT", "x")].into_iter().collect(), Role::All).unwrap_err();
         let text = error.to_string();
         for expected in
             ["PULSE_LOGIN: expected", "PULSE_QUEUE: expected", "PN_SERVICES: expected", "PULSE_PORT: expected a port"]

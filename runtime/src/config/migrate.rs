@@ -10,12 +10,12 @@ use serde_json::{Map, Value};
 use super::environment::{Reader, truth};
 use super::{Account, AwsAccount, Broker, Config, ConfigError, DeliveryMode, Environment, InfluxAccount};
 use super::{IrcAccount, S3Account, Sender, SesAccount, SmtpAccount, default_cache, default_plugins, default_root};
-use super::{SmtpSecurity, legacy};
+use super::{Role, SmtpSecurity, legacy};
 use crate::grant::Pattern;
 use crate::tenant::{LogCollection, PluginTerms, QueueKind, Tenant};
 
 pub(super) fn migrate(environment: &Environment) -> Result<String, ConfigError> {
-    let config = legacy::read(environment)?;
+    let config = legacy::read(environment, Role::All)?;
     let mut file = Writer(String::new());
     differences::say(&mut file, environment, &config);
     service(&mut file, environment, &config);

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Config, ConfigError, Environment, file, legacy};
+use super::{Config, ConfigError, Environment, Role, file, legacy};
 
 /// Where the configuration is.
 #[derive(Clone)]
 pub struct Source {
     environment: Environment,
+    role: Role,
     file: Option<MainFile>,
 }
 
@@ -19,12 +20,12 @@ struct MainFile {
 }
 
 impl Source {
-    /// This file, else the one that `PN_CONFIG` names, else the predecessor's variables.
+    /// For this half of the service: this file, else the one that `PN_CONFIG` names, else the predecessor's variables.
     #[must_use]
-    pub fn new(file: Option<&Path>, environment: &Environment) -> Self {
+    pub fn new(file: Option<&Path>, environment: &Environment, role: Role) -> Self {
         let path = file.or_else(|| environment.text("PN_CONFIG").map(Path::new));
         let file = path.map(|path| MainFile { path: path.to_owned(), text: file::read_bounded(path) });
-        Self { environment: environment.clone(), file }
+        Self { environment: environment.clone(), role, file }
     }
 
     /// Reads the file again; those it names, and the tenants' folder, are read whenever the configuration is.
@@ -42,9 +43,10 @@ impl Source {
     pub fn config(&self, running: Option<&Config>) -> Result<Config, ConfigError> {
         match &self.file {
             Some(file) => {
-                file::parse(&file.path.display().to_string(), file.text.as_deref(), &self.environment, running)
+                let name = file.path.display().to_string();
+                file::parse(&name, file.text.as_deref(), &self.environment, self.role, running)
             }
-            None => legacy::read(&self.environment),
+            None => legacy::read(&self.environment, self.role),
         }
     }
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Store, Withdrawn};
-use crate::tenant::{ACCOUNT_REMOVED, TENANT_REMOVED, tenant_of};
+use crate::courier::destinations::Accounts;
+use crate::store::{Store, StoreError, Withdrawn};
+use crate::tenant::{ACCOUNT_REMOVED, ByName, TENANT_REMOVED, tenant_of};
 
 /// What is gone.
 #[derive(Default)]
@@ -19,6 +20,28 @@ pub struct Gone {
 }
 
 impl Gone {
+    /// Those that something waits for since an earlier start, and that are there no more.
+    pub async fn of_an_earlier_start(store: &Store, tenants: &ByName, accounts: &Accounts) -> Result<Self, StoreError> {
+        let (destinations, owners) = store.waited_for().await?;
+        let destinations = destinations.iter().map(String::as_str).filter(|name| !accounts.contains_key(*name));
+        let owners = owners.iter().map(String::as_str).filter(|name| !tenants.contains_key(*name));
+        let gone = Self::default();
+        gone.note(destinations, owners, |tenant| tenants.contains_key(tenant));
+        Ok(gone)
+    }
+
+    /// Events and invocations are for the half that consumes to end, effects for the half that delivers: the other one
+    /// may not know yet who has come.
+    pub fn of(self, takes_in: bool, delivers: bool) -> Self {
+        if !takes_in {
+            self.gone().tenants.clear();
+        }
+        if !delivers {
+            self.gone().destinations.clear();
+        }
+        self
+    }
+
     /// These destinations are gone, and these tenants; whatever is there is not.
     pub fn note<'a>(
         &self,

@@ -16,10 +16,10 @@ use crate::tenant::{Tenant, Tenants};
 pub struct Live {
     /// The tenants.
     pub tenants: Tenants,
-    /// Their plugins.
-    pub registry: Arc<Registry>,
-    /// Whom effects go to.
-    pub destinations: Destinations,
+    /// Their plugins, where any run.
+    pub registry: Option<Arc<Registry>>,
+    /// Whom effects go to, where any are delivered.
+    pub destinations: Option<Destinations>,
     /// Where events come from, once anything is consumed.
     pub queues: OnceLock<Arc<Queues>>,
     /// Who was taken away.
@@ -67,27 +67,46 @@ impl Live {
     /// # Errors
     /// [`ChangeError`], all that was found.
     pub async fn change(&self, wanted: Wanted) -> Result<(), ChangeError> {
-        let admitted = self.registry.admit(&wanted.tenants).await.map_err(ChangeError::Plugins)?;
-        let made = self.destinations.make(&wanted.accounts).await?;
+        let admitted = match &self.registry {
+            Some(registry) => Some((registry, registry.admit(&wanted.tenants).await.map_err(ChangeError::Plugins)?)),
+            None => None,
+        };
+        let made = match &self.destinations {
+            Some(destinations) => Some((destinations, destinations.make(&wanted.accounts).await?)),
+            None => None,
+        };
         let names: BTreeSet<_> = wanted.tenants.iter().map(|tenant| tenant.name.clone()).collect();
         let there = names.iter().map(String::as_str).collect();
         self.gone.forget(&wanted.accounts.keys().map(String::as_str).collect(), &there);
         // Whom they may speak to is there before them.
-        let is_mended = !made.is_empty();
-        let destinations = self.destinations.serve(&wanted.accounts, made);
-        self.registry.go_live(admitted);
+        let (mut mended, mut gone) = (None, BTreeSet::new());
+        if let Some((destinations, made)) = made {
+            mended = (!made.is_empty()).then_some(destinations);
+            gone = destinations.serve(&wanted.accounts, made);
+        }
+        if let Some((registry, admitted)) = admitted {
+            registry.go_live(admitted);
+        }
         let before = self.tenants.replace(wanted.tenants);
         if let Some(queues) = self.queues.get() {
             queues.keep_up(&self.tenants.now());
         }
-        let tenants = before.keys().map(String::as_str).filter(|name| !there.contains(name));
-        self.gone.note(destinations.iter().map(String::as_str), tenants, |tenant| there.contains(tenant));
-        if is_mended {
+        // Events are for the half that consumes to end.
+        let went = before.keys().map(String::as_str).filter(|name| self.registry.is_some() && !there.contains(name));
+        self.gone.note(gone.iter().map(String::as_str), went, |tenant| there.contains(tenant));
+        if let Some(destinations) = mended {
             // Without an answer, the next probe is a few seconds later.
-            let probe = self.destinations.courier.store.probe_now();
+            let probe = destinations.courier.store.probe_now();
             drop(tokio::time::timeout(PROBE_LIMIT, probe).await);
         }
         Ok(())
+    }
+
+    /// Something has happened to plugins in the store.
+    pub fn wake_plugins(&self) {
+        if let Some(registry) = &self.registry {
+            registry.wake();
+        }
     }
 
     /// What is wrong with the configuration as it is now; nothing when it is in effect.

@@ -50,8 +50,30 @@ pub(super) async fn connect(path: &Path) -> Result<SqliteConnection> {
     options(path).connect().await
 }
 
-pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
-    Ok(MIGRATIONS.run(connection).await?)
+/// Connects to a database that is there and up to date. Two processes that make it at the same time are in each other's
+/// way, and one of them finds it made when it looks again.
+pub(super) async fn open(path: &Path) -> Result<SqliteConnection> {
+    let mut looks = 0;
+    loop {
+        match connect_and_migrate(path).await {
+            Err(error) if looks < LOOKS_MAX && is_in_the_way(&error) => {
+                looks += 1;
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn connect_and_migrate(path: &Path) -> Result<SqliteConnection> {
+    let mut connection = connect(path).await?;
+    MIGRATIONS.run(&mut connection).await?;
+    Ok(connection)
+}
+
+fn is_in_the_way(error: &sqlx::Error) -> bool {
+    let said = error.to_string();
+    ["locked", "already exists", "UNIQUE constraint failed: _sqlx_migrations"].iter().any(|way| said.contains(way))
 }
 
 /// Applies a group of writes, in an order that lets claims see what the group brings.
@@ -151,6 +173,9 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
+/// How often to look again at a database that others are making, and after how long.
+const LOOKS_MAX: u32 = 50;
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Rows in one statement.

@@ -86,7 +86,11 @@ pub(super) async fn deploy(
         Error::new(StatusCode::SERVICE_UNAVAILABLE, "body", what)
     })?;
     let wasm = body(request, bytes_max).await?;
-    let brought = admin.live.registry.bring(&tenant.name, &plugin, wasm.into(), Source::Api).await;
+    let Some(registry) = &admin.live.registry else {
+        let what = "no plugins run here: bring it to the service whose role is intake";
+        return Err(Error::new(StatusCode::CONFLICT, "plugin", what));
+    };
+    let brought = registry.bring(&tenant.name, &plugin, wasm.into(), Source::Api).await;
     let (digest, is_news) = brought.map_err(|why| match why {
         BringError::NoPlugin => no_plugin(),
         BringError::Unusable(Unusable::Store(error)) => error.into(),
@@ -127,7 +131,7 @@ pub(super) async fn roll_back(
             "expected a version that was live, found none to go back to",
         ));
     };
-    admin.live.registry.wake();
+    admin.live.wake_plugins();
     tracing::info!(tenant = tenant.name, plugin, %digest, token = caller.id, "a version was gone back to");
     Ok(Json(json!({"digest": digest.to_string()})))
 }
@@ -155,7 +159,7 @@ pub(super) async fn quarantine(
     // What the operator has ordered, a tenant does not order anew.
     if caller.is_operator() || !is_by_operator(&admin, &tenant.name, &plugin).await? {
         admin.store.change(RegistryChange::Quarantine(one)).await?;
-        admin.live.registry.wake();
+        admin.live.wake_plugins();
     }
     tracing::info!(tenant = tenant.name, plugin, token = caller.id, "a plugin was quarantined");
     Ok(Json(json!({"quarantined": true})))
@@ -173,7 +177,7 @@ pub(super) async fn release(
     }
     let change = RegistryChange::Release { tenant: tenant.name.clone(), plugin: plugin.clone() };
     let was = admin.store.change(change).await? != Changed::No;
-    admin.live.registry.wake();
+    admin.live.wake_plugins();
     tracing::info!(tenant = tenant.name, plugin, token = caller.id, "a plugin was released");
     Ok(Json(json!({"quarantined": false, "was": was})))
 }
@@ -202,7 +206,7 @@ struct Now {
 
 impl Now {
     async fn of(admin: &Admin) -> Result<Self> {
-        let registry = &admin.live.registry;
+        let registry = admin.live.registry.as_ref();
         let imports =
             |(tenant, version): (String, Arc<Version>)| ((tenant, version.name.clone()), version.imports.clone());
         let deployed = admin.store.deployments(0).await?.into_iter();
@@ -210,8 +214,8 @@ impl Now {
         Ok(Self {
             deployed: deployed.map(|one| ((one.tenant.clone(), one.plugin.clone()), one)).collect(),
             quarantined: quarantined.map(|one| ((one.tenant.clone(), one.plugin.clone()), one)).collect(),
-            refused: registry.refused(),
-            imports: registry.all().into_iter().map(imports).collect(),
+            refused: registry.map(|registry| registry.refused()).unwrap_or_default(),
+            imports: registry.into_iter().flat_map(|registry| registry.all()).map(imports).collect(),
         })
     }
 

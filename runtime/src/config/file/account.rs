@@ -6,12 +6,12 @@ use std::time::Duration;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
-use super::super::document::Section;
+use super::super::document::{OUT_OF_SIGHT, Section};
 use super::super::value::{
     ACL, AMQP_NAME, BUCKET, DOMAIN, HOST, LINE, LINE_EVERY, MAIL_ADDRESS, NICK, RECEIVER, REGION, line_every, receiver,
 };
 use super::super::{
-    Account, AwsAccount, Broker, IrcAccount, S3Account, Secret, Sender, SesAccount, SmtpAccount, SmtpSecurity,
+    Account, AwsAccount, Broker, IrcAccount, Role, S3Account, Secret, Sender, SesAccount, SmtpAccount, SmtpSecurity,
     WebhookAccount, read_file,
 };
 use crate::grant::webhook::{is_header_name, is_hosts_own};
@@ -151,6 +151,9 @@ fn amqp(section: &Section<'_>, own: &Broker) -> Broker {
     // Each is asked for, so that each is known.
     let is_another = keys.map(|key| section.has(key)).contains(&true);
     if !is_another {
+        if section.findings().role() == Role::Courier && own.password.expose().is_empty() {
+            section.own_problem("expected the password of the service's broker, which this account is, found none");
+        }
         return own.clone();
     }
     Broker {
@@ -182,7 +185,14 @@ fn webhook(section: &Section<'_>) -> WebhookAccount {
         section.note("private", "posts may go to private networks and to this machine");
     }
     WebhookAccount {
-        url: url.map(Secret::new),
+        url: match section.hides_secrets() {
+            // It has one, whatever it is.
+            true if section.has("url") || section.has("url_file") => {
+                "https://unseen.invalid".parse().ok().map(Secret::new)
+            }
+            true => None,
+            false => url.map(Secret::new),
+        },
         headers: headers(section),
         hmac_secret: section.secret("hmac_secret", "hmac_secret_file", "the secret that posts are signed with"),
         private,
@@ -193,6 +203,15 @@ fn webhook(section: &Section<'_>) -> WebhookAccount {
 fn headers(section: &Section<'_>) -> HeaderMap {
     let (table, files) = (section.section("headers"), section.section("headers_files"));
     let mut headers = HeaderMap::new();
+    if section.hides_secrets() {
+        table.hide_texts();
+        for (name, path) in files.named_texts() {
+            if read_file(Path::new(&path)).is_ok() {
+                files.problem(&name, OUT_OF_SIGHT);
+            }
+        }
+        return headers;
+    }
     let mut insert = |section: &Section<'_>, name: &str, text: &str| {
         if !is_header_name(name) || is_not_ours(&name.to_ascii_lowercase()) {
             return section.problem(name, "expected the name of a header that is not set otherwise");

@@ -43,7 +43,7 @@ fn environment() -> Environment {
 }
 
 fn read_text(text: &str) -> Result<Config, ConfigError> {
-    parse("pn.toml", Ok(text), &environment(), None)
+    parse("pn.toml", Ok(text), &environment(), Role::All, None)
 }
 
 fn problems(text: &str) -> Vec<String> {
@@ -111,7 +111,7 @@ fn the_example_is_a_good_configuration() {
 #[test]
 fn the_example_has_every_key_and_no_other() {
     let environment = environment();
-    let findings = Findings::new(&environment);
+    let findings = Findings::new(&environment, Role::All);
     service(&findings, "example.toml", EXAMPLE, None);
     let text = uncommented();
     let mut in_example = BTreeSet::new();
@@ -144,7 +144,7 @@ fn no_plugin_is_given_more_than_the_operator_lets_any_have() {
 #[test]
 fn the_examples_ceiling_is_what_there_is_room_for() {
     let environment = environment();
-    let findings = Findings::new(&environment);
+    let findings = Findings::new(&environment, Role::All);
     let document = Document::parse(&findings, "example.toml", EXAMPLE).unwrap();
     let root = document.root("");
     root.forgive();
@@ -415,7 +415,7 @@ fn what_only_a_start_can_change_does_not_change_for_tenants_that_run() {
     let running = read_text(&text).unwrap();
     let text = text.replacen("login = \"me\"", "login = \"you\"", 1)
         + "\n[tenants.two.queue]\nname = \"r\"\n[tenants.two.plugins.smtp]\n";
-    let again = parse("pn.toml", Ok(&text), &environment(), Some(&running)).unwrap();
+    let again = parse("pn.toml", Ok(&text), &environment(), Role::All, Some(&running)).unwrap();
     assert_eq!(again.waits_for_a_start(&running), ["broker"]);
     let queues: Vec<_> = again.tenants.iter().map(|tenant| tenant.queue.name.as_str()).collect();
     assert_eq!(queues, ["queue/me/q", "queue/me/r"]);
@@ -514,7 +514,7 @@ fn what_makes_no_webhook_says_why() {
 #[test]
 fn variables_that_a_file_hides_are_noted() {
     let environment = [("PULSE_PASSWORD", "x"), ("PULSE_HOST", "h"), ("LOG_LEVEL", "loud")].into_iter().collect();
-    let notes = parse("pn.toml", Ok(&least()), &environment, None).unwrap().notes;
+    let notes = parse("pn.toml", Ok(&least()), &environment, Role::All, None).unwrap().notes;
     assert!(notes.iter().any(|note| note.ends_with(": PULSE_HOST")), "{notes:?}");
     assert!(notes.iter().any(|note| note.starts_with("LOG_LEVEL is none of")), "{notes:?}");
 }
@@ -608,4 +608,89 @@ proptest! {
             prop_assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
         }
     }
+}
+
+const ACCOUNTS: &str = r##"
+[broker]
+login = "me"
+password = "${PULSE_PASSWORD}"
+
+[tenants.one.queue]
+name = "q"
+
+[tenants.one.accounts.mail]
+kind = "smtp"
+host = "mail.example.com"
+from = "ci@example.com"
+password = "${MAIL_PW}"
+
+[tenants.one.accounts.hooks]
+kind = "webhook"
+url = "${HOOK_URL}"
+hmac_secret_file = "/nowhere/at/all"
+headers = { accept = "text/plain", authorization = "Bearer ${HOOK_TOKEN}" }
+
+[tenants.one.accounts.other]
+kind = "amqp"
+host = "rabbitmq.example.com"
+login = "ci"
+password = "${OTHER_PW}"
+
+[tenants.one.plugins.slack.grant.webhook]
+endpoints = { alerts = "hooks" }
+"##;
+
+fn as_intake(text: &str, more: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let variables = [("PULSE_PASSWORD", "hunter1")];
+    parse("pn.toml", Ok(text), &variables.iter().chain(more).copied().collect(), Role::Intake, None)
+}
+
+#[test]
+fn the_intake_does_without_the_accounts_secrets_and_each_that_it_sees_is_a_problem() {
+    let unseen = as_intake(ACCOUNTS, &[]).unwrap();
+    assert_eq!(unseen.tenants[0].plugins["slack"].grant.webhook.as_ref().unwrap().endpoints.len(), 1);
+    for (variable, place) in [
+        ("MAIL_PW", "pn.toml:13: tenants.one.accounts.mail.password: "),
+        ("HOOK_URL", "pn.toml:17: tenants.one.accounts.hooks.url: "),
+        ("HOOK_TOKEN", "pn.toml:19: tenants.one.accounts.hooks.headers.authorization: "),
+        ("OTHER_PW", "pn.toml:25: tenants.one.accounts.other.password: "),
+    ] {
+        let said = as_intake(ACCOUNTS, &[(variable, "https://swordfish.example.com")]).unwrap_err().to_string();
+        assert!(said.contains(&format!("{place}expected to be out of the intake role's sight")), "{variable}: {said}");
+        assert!(!said.contains("swordfish"), "{said}");
+        // A secret that is the broker's is the intake's own.
+        if variable.ends_with("PW") {
+            assert!(as_intake(ACCOUNTS, &[(variable, "hunter1")]).is_ok());
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    std::fs::write(&file, "swordfish\n").unwrap();
+    let text = ACCOUNTS.replace("/nowhere/at/all", &file.display().to_string());
+    let said = as_intake(&text, &[]).unwrap_err().to_string();
+    assert!(said.contains("accounts.hooks.hmac_secret_file: expected to be out of") && !said.contains("swordfish"));
+    // What is wrong is wrong all the same.
+    let said = as_intake(&ACCOUNTS.replace("${MAIL_PW}", "${oh no}"), &[]).unwrap_err().to_string();
+    assert!(said.contains("accounts.mail.password: expected ${VARIABLE}"), "{said}");
+    let said = as_intake(&ACCOUNTS.replace("\"${MAIL_PW}\"", "7"), &[]).unwrap_err().to_string();
+    assert!(said.contains("accounts.mail.password: expected a text"), "{said}");
+    assert!(as_intake(&ACCOUNTS.replace("[broker]\n", "[broker]\nhost = 7\n"), &[]).is_err());
+    let without = parse("pn.toml", Ok(ACCOUNTS), &Environment::default(), Role::Intake, None).unwrap_err().to_string();
+    assert!(without.contains("broker.password: expected the variable PULSE_PASSWORD"), "{without}");
+}
+
+#[test]
+fn the_courier_does_without_the_brokers_password_but_not_without_an_accounts() {
+    let all = [("MAIL_PW", "a"), ("HOOK_URL", "https://hooks.example.com/x"), ("HOOK_TOKEN", "b"), ("OTHER_PW", "c")];
+    let text = ACCOUNTS.replace("hmac_secret_file = \"/nowhere/at/all\"\n", "");
+    let as_courier = |text: &str, variables: &[(&str, &str)]| {
+        parse("pn.toml", Ok(text), &variables.iter().copied().collect(), Role::Courier, None)
+    };
+    assert!(as_courier(&text, &all).unwrap().broker.password.expose().is_empty());
+    assert!(as_courier(&text.replace("password = \"${PULSE_PASSWORD}\"\n", ""), &all).is_ok());
+    let said = as_courier(&text, &all[1..]).unwrap_err().to_string();
+    assert!(said.contains("accounts.mail.password: expected the variable MAIL_PW"), "{said}");
+    let own = text.replace("host = \"rabbitmq.example.com\"\nlogin = \"ci\"\npassword = \"${OTHER_PW}\"\n", "");
+    let said = as_courier(&own, &all).unwrap_err().to_string();
+    assert!(said.contains("accounts.other: expected the password of the service's broker"), "{said}");
 }

@@ -20,7 +20,7 @@ fn same(environment: &Environment) -> String {
     let path = folder.path().join("pn.toml");
     std::fs::write(&path, &text).unwrap();
     let from_file = Config::from_file(&path, environment).unwrap_or_else(|error| panic!("{error}\n{text}"));
-    let from_environment = legacy::read(environment).unwrap();
+    let from_environment = legacy::read(environment, Role::All).unwrap();
     let without_notes = |config: Config| Config { notes: Vec::new(), ..config };
     assert_eq!(without_notes(from_environment), without_notes(from_file), "{text}");
     assert!(!text.contains("hunter"), "{text}");
