@@ -48,23 +48,23 @@ WIT := $(wildcard wit/*.wit)
 
 examples: $(EXAMPLE_FILES) ## Build the plugins in JavaScript and Python into target/examples/
 
-$(TARGET_DIR)/examples/javascript_mail.wasm: examples/javascript-mail/mail.js $(WIT) $(TOOLS)/javascript-mail/made
+$(TARGET_DIR)/examples/javascript_mail.wasm: guest-plugins/javascript-mail/mail.js $(WIT) $(TOOLS)/javascript-mail/made
 	$(TOOLS)/javascript-mail/node_modules/.bin/componentize-qjs --wit wit --world mailer --sync --js $< --output $@.new
 	mv $@.new $@
 
 # Without WASI: its sockets are nothing that a plugin may import.
-$(TARGET_DIR)/examples/python_mail.wasm: examples/python-mail/mail.py $(WIT) $(TOOLS)/python-mail/made
+$(TARGET_DIR)/examples/python_mail.wasm: guest-plugins/python-mail/mail.py $(WIT) $(TOOLS)/python-mail/made
 	$(TOOLS)/python-mail/bin/componentize-py --quiet --wit-path wit --world mailer componentize --stub-wasi --python-path $(<D) --output $@.new mail
 	mv $@.new $@
 
-$(TOOLS)/javascript-mail/made: examples/javascript-mail/package-lock.json
+$(TOOLS)/javascript-mail/made: guest-plugins/javascript-mail/package-lock.json
 	@command -v npm > /dev/null || $(call install,npm)
 	mkdir -p $(@D)
 	cp $(<D)/package.json $< $(@D)
 	npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund
 	touch $@
 
-$(TOOLS)/python-mail/made: examples/python-mail/requirements.txt
+$(TOOLS)/python-mail/made: guest-plugins/python-mail/requirements.txt
 	@python3 -c 'import ensurepip' 2> /dev/null || $(call install,python3-venv)
 	python3 -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --requirement $<
@@ -74,7 +74,7 @@ $(TOOLS)/python-mail/made: examples/python-mail/requirements.txt
 bless: guests examples ## Make the golden cases of all plugins expect what comes of them now; look at the difference
 	cargo build --package pulse-notifier
 	for guest in $(GUESTS); do $(TARGET_DIR)/debug/pulse-notifier plugin test guest-plugins/$$guest/cases --wasm plugins/$${guest//-/_}.wasm --bless; done
-	for example in $(EXAMPLES); do $(TARGET_DIR)/debug/pulse-notifier plugin test examples/$$example/cases --wasm $(TARGET_DIR)/examples/$${example//-/_}.wasm --bless; done
+	for example in $(EXAMPLES); do $(TARGET_DIR)/debug/pulse-notifier plugin test guest-plugins/$$example/cases --wasm $(TARGET_DIR)/examples/$${example//-/_}.wasm --bless; done
 
 define install
 { sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
