@@ -220,17 +220,12 @@ mod tests {
     #[tokio::test]
     async fn all_of_many_get_theirs() {
         let slots = Slots::new(3, 2);
-        let all = (0..300).map(|n| {
-            let slots = slots.clone();
-            tokio::spawn(async move {
-                let slot = slots.take(["a", "b", "c", "d"][n % 4]).await;
-                tokio::task::yield_now().await;
-                drop(slot);
-            })
+        let all = (0..300).map(async |n| {
+            let slot = slots.take(["a", "b", "c", "d"][n % 4]).await;
+            tokio::task::yield_now().await;
+            drop(slot);
         });
-        for one in all.collect::<Vec<_>>() {
-            one.await.unwrap();
-        }
+        futures_util::future::join_all(all).await;
         assert_eq!(slots.state().free, 3);
         assert!(slots.state().holders.is_empty());
     }

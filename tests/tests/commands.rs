@@ -172,7 +172,7 @@ async fn the_example_of_a_configuration_wants_only_its_secrets() -> Result<()> {
     assert_eq!(code, Some(78), "{output}");
     let problems: Vec<_> = output.lines().filter(|line| line.starts_with("  ")).collect();
     assert!(problems.iter().all(|problem| problem.contains("to be set in the environment")), "{output}");
-    assert_eq!(problems.len(), 4, "{output}");
+    assert_eq!(problems.len(), 7, "{output}");
     Ok(())
 }
 

@@ -185,13 +185,11 @@ fn webhook(section: &Section<'_>) -> WebhookAccount {
         section.note("private", "posts may go to private networks and to this machine");
     }
     WebhookAccount {
-        url: match section.hides_secrets() {
-            // It has one, whatever it is.
-            true if section.has("url") || section.has("url_file") => {
-                "https://unseen.invalid".parse().ok().map(Secret::new)
-            }
-            true => None,
-            false => url.map(Secret::new),
+        url: match url {
+            Some(url) => Some(Secret::new(url)),
+            // It has one, whatever it is: it is for the other half to see, or what is wrong with it is said.
+            None if section.has("url") || section.has("url_file") => UNSEEN.parse().ok().map(Secret::new),
+            None => None,
         },
         headers: headers(section),
         hmac_secret: section.secret("hmac_secret", "hmac_secret_file", "the secret that posts are signed with"),
@@ -251,3 +249,6 @@ const KINDS: [(&str, Kind); 7] = [
     ("amqp", Kind::Amqp),
     ("webhook", Kind::Webhook),
 ];
+
+/// Stands for a receiver that is not known.
+const UNSEEN: &str = "https://unseen.invalid";
