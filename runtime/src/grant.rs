@@ -101,6 +101,7 @@ impl Grant {
             "s3" => "account = \"logs\"\nkeys = [\"*\"]",
             "irc" => "account = \"chat\"\nchannels = [\"#ci\"]",
             "amqp" => "account = \"pulse\"\nexchanges = [\"exchange/ci/again\"]",
+            "webhook" => "account = \"web\"\nurls = [\"https://hooks.example.com/builds/*\"]",
             _ => return None,
         })
     }

@@ -29,6 +29,8 @@ pub struct Watch {
     files: BTreeMap<PathBuf, Watched>,
     /// The last deployment that the store has told of.
     seen: i64,
+    /// Whether it could be asked the last time.
+    is_in_step: bool,
     /// Tells of changes at once; none where the system has no room for another.
     system: Option<RecommendedWatcher>,
 }
@@ -47,7 +49,15 @@ impl Watch {
     /// Watches for the plugins of a registry; nothing happens before [`Watch::run`].
     #[must_use]
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
-        Self { registry, metrics, plugins: Arc::default(), files: BTreeMap::new(), seen: 0, system: None }
+        Self {
+            registry,
+            metrics,
+            plugins: Arc::default(),
+            files: BTreeMap::new(),
+            seen: 0,
+            is_in_step: true,
+            system: None,
+        }
     }
 
     /// Watches until asked to stop. Files are read and compiled off the calling task, one after the other.
@@ -75,8 +85,13 @@ impl Watch {
                     step = registry.keep_in_step(&self.metrics, self.seen) => step,
                 };
                 match step {
-                    Ok(seen) => self.seen = seen,
-                    Err(error) => tracing::warn!(%error, "plugins are not in step with the store"),
+                    Ok(seen) => (self.seen, self.is_in_step) = (seen, true),
+                    // Once, and not four times a second.
+                    Err(error) => {
+                        if std::mem::take(&mut self.is_in_step) {
+                            tracing::warn!(%error, "plugins are not in step with the database until it can be read again");
+                        }
+                    }
                 }
                 let some = async {
                     news.some().await;

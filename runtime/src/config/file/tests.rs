@@ -154,7 +154,7 @@ fn the_examples_ceiling_is_what_there_is_room_for() {
 
 #[test]
 fn what_a_refused_plugin_is_told_to_want_can_be_pasted() {
-    for capability in ["email", "sns", "s3", "irc", "amqp"] {
+    for capability in ["email", "sns", "s3", "irc", "amqp", "webhook"] {
         let keys = crate::grant::Grant::example(capability).unwrap();
         let text = format!("{EXAMPLE}\n[tenants.release.plugins.new.grant.{capability}]\n{keys}\n");
         let config = read_text(&text).unwrap();
