@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use api::token;
 
+use crate::fair::Slots;
 use crate::metrics::Metrics;
 use crate::service::Live;
 use crate::store::Store;
@@ -26,7 +26,7 @@ pub struct Admin {
     /// The figures.
     pub metrics: Arc<Metrics>,
     /// Bounds how many versions are held in memory while they come.
-    pub uploads: Semaphore,
+    pub uploads: Slots,
 }
 
 impl Admin {

@@ -117,10 +117,14 @@ impl Sandbox {
         let threads = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(processors)
             .thread_name("guest")
+            // A call that comes in, and a time limit that is over, wait for one tick of those that run and not for dozens.
+            .global_queue_interval(1)
+            .event_interval(8)
             .enable_time()
             .build()?;
         let calls = Slots::new(engine::CALLS_MAX, CALLS_PER_TENANT_MAX);
-        let processors = Slots::new(processors, processors);
+        // Half of them for one tenant: what it burns leaves room for the others, and for everything that is no guest.
+        let processors = Slots::new(processors, processors / 2);
         let ticker = engine::Ticker::start(&engine)?;
         Ok(Arc::new(Self { engine, linker, threads: Some(threads), calls, processors, _ticker: ticker }))
     }

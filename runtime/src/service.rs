@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::Signal;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,6 +18,7 @@ use crate::config::{Broker, Config, Source};
 use crate::courier::Courier;
 use crate::courier::destinations::Destinations;
 use crate::courier::sinks::SinkError;
+use crate::fair::Slots;
 use crate::intake::Intake;
 use crate::intake::queues::Queues;
 use crate::intake::source::Received;
@@ -197,7 +198,7 @@ impl Service {
     /// Answers questions about the service on this listener, until it is drained.
     pub fn serve_admin(&self, listener: TcpListener) {
         let metrics = Arc::clone(&self.metrics);
-        let uploads = Semaphore::new(Admin::UPLOADS_MAX);
+        let uploads = Slots::new(Admin::UPLOADS_MAX, Admin::UPLOADS_MAX / 2);
         let admin = Admin { store: self.store.clone(), live: self.live(), metrics, uploads };
         let stop = self.stop_housekeeping.clone();
         self.housekeeping.spawn(async move {

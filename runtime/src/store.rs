@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
@@ -191,7 +192,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Closed`].
-    pub async fn withdraw(&self, withdrawn: Withdrawn) -> Result<u64, StoreError> {
+    pub async fn withdraw(&self, withdrawn: Arc<Mutex<Withdrawn>>) -> Result<u64, StoreError> {
         match self.write(Write::Withdraw(withdrawn)).await? {
             Written::Count(count) => Ok(count),
             _ => Err(StoreError::Closed),

@@ -1,7 +1,7 @@
 //! The store by itself, on a real database: who wins, what waits for what, and what may be taken over.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
@@ -295,11 +295,11 @@ async fn what_waits_for_those_who_are_gone_is_ended_and_what_is_attempted_is_not
     opened.store.settle(settled("one", &["a@b.cd"])).await?;
     let claimed = opened.claim("alive", &[]).await?;
     opened.store.settle(settled("two", &["b@b.cd"])).await?;
-    let gone = Withdrawn {
+    let gone = Arc::new(Mutex::new(Withdrawn {
         destinations: [(DESTINATION.to_owned(), "account removed".to_owned())].into(),
         tenants: [("nobody".to_owned(), "tenant removed".to_owned())].into(),
-    };
-    assert_eq!(opened.store.withdraw(gone.clone()).await?, 1);
+    }));
+    assert_eq!(opened.store.withdraw(Arc::clone(&gone)).await?, 1);
     let states = "SELECT CAST(recipient AS TEXT) || ' ' || state || ' ' || in_doubt FROM effect ORDER BY 1";
     let states = async || sqlx::query_scalar::<_, String>(states).fetch_all(opened.store.reader()).await;
     assert_eq!(states().await?, ["a@b.cd claimed 0", "b@b.cd refused 0"]);
@@ -308,8 +308,12 @@ async fn what_waits_for_those_who_are_gone_is_ended_and_what_is_attempted_is_not
     opened.store.settle(settled("three", &["c@b.cd"])).await?;
     assert_eq!(opened.claim("dead", &[]).await?.len(), 2);
     opened.let_leases_lapse().await?;
-    assert_eq!(opened.store.withdraw(gone.clone()).await?, 2);
+    assert_eq!(opened.store.withdraw(Arc::clone(&gone)).await?, 2);
     assert_eq!(states().await?, ["a@b.cd refused 1", "b@b.cd refused 0", "c@b.cd refused 1"]);
+    assert_eq!(opened.store.withdraw(Arc::clone(&gone)).await?, 0);
+    // Whoever is back when it is the database's turn loses nothing.
+    opened.store.settle(settled("four", &["d@b.cd"])).await?;
+    *gone.lock().unwrap_or_else(PoisonError::into_inner) = Withdrawn::default();
     assert_eq!(opened.store.withdraw(gone).await?, 0);
     Ok(())
 }

@@ -78,8 +78,11 @@ impl Registry {
             by_key.insert((one.tenant.clone(), one.plugin.clone()), one);
         }
         for (key, plugin) in self.plugins().iter() {
-            let is_live = |one: &Quarantined| plugin.live().is_some_and(|live| live.digest == one.digest);
-            let quarantined = by_key.remove(key).filter(is_live);
+            let is_for_it = |one: &Quarantined| {
+                let is_live = plugin.live().is_some_and(|live| live.digest == one.digest);
+                is_live || one.reason == Quarantined::BY_OPERATOR
+            };
+            let quarantined = by_key.remove(key).filter(is_for_it);
             plugin.shut_away(key, quarantined);
         }
     }

@@ -153,8 +153,8 @@ impl Admission<'_> {
                 let refused = refused.map(|why| format!("{}: {why}", path.display()));
                 Ok(Arc::new(Plugin::new(terms, Some(Arc::new(version)), refused, held)))
             }
-            // It was refused, and still is.
-            Err(why) if before.is_some() => {
+            // It was refused, and still is; or it ran before this start. Whoever else there is goes on.
+            Err(why) if before.is_some() || deployed.is_some() => {
                 let refused = Some(format!("{}: {why}", path.display()));
                 Ok(Arc::new(Plugin::new(terms, None, refused, Held::default())))
             }

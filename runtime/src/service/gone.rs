@@ -2,7 +2,7 @@
 //! that was in hand or an attempt that was under way.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -15,7 +15,8 @@ use crate::tenant::{ACCOUNT_REMOVED, ByName, TENANT_REMOVED, tenant_of};
 /// What is gone.
 #[derive(Default)]
 pub struct Gone {
-    gone: Mutex<Withdrawn>,
+    /// Read once it is the database's turn: whoever is back by then loses nothing.
+    gone: Arc<Mutex<Withdrawn>>,
     news: Notify,
 }
 
@@ -71,9 +72,9 @@ impl Gone {
     /// Ends what waits for them, until asked to stop.
     pub async fn run(&self, store: &Store, stop: CancellationToken) {
         loop {
-            let gone = self.gone().clone();
-            if gone != Withdrawn::default() {
-                match store.withdraw(gone).await {
+            let is_any = *self.gone() != Withdrawn::default();
+            if is_any {
+                match store.withdraw(Arc::clone(&self.gone)).await {
                     Ok(0) => {}
                     Ok(ended) => tracing::warn!(ended, "what waited for tenants or accounts that are gone is refused"),
                     Err(error) => tracing::debug!(%error, "what waits for those who are gone waits on"),

@@ -16,6 +16,7 @@ pub(super) mod registry;
 mod withdrawn;
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
@@ -27,6 +28,11 @@ use super::{LEASE_MS, now_ms};
 use crate::effect::Hash;
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
+
+/// What is withdrawn at this moment.
+fn now(withdrawn: &Mutex<Withdrawn>) -> Withdrawn {
+    withdrawn.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
 
 pub(super) fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
@@ -125,7 +131,7 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
             Written::Nothing
         }
-        Write::Withdraw(withdrawn) => Written::Count(withdrawn::withdraw(connection, withdrawn, now_ms()).await?),
+        Write::Withdraw(withdrawn) => Written::Count(withdrawn::withdraw(connection, &now(withdrawn), now_ms()).await?),
         Write::Prune { before_ms } => {
             registry::prune(connection).await?;
             events::prune(connection, *before_ms).await?

@@ -2,6 +2,7 @@
 //! group and the fewer the waits for the disk; a lone write waits for nobody.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sqlx::{Connection, SqliteConnection};
@@ -26,7 +27,7 @@ pub(super) enum Write {
     Renew { owner: String, effects: Vec<i64> },
     ProbeNow,
     Registry(RegistryChange),
-    Withdraw(Withdrawn),
+    Withdraw(Arc<Mutex<Withdrawn>>),
     Prune { before_ms: i64 },
     Bindings { queue: String, bindings: Vec<Binding> },
     Unbound { queue: String, binding: Binding },

@@ -86,9 +86,11 @@ async fn insert(
     source: Source,
     restores: Option<i64>,
 ) -> Result<()> {
-    // The version that was not run is live no more; should it come back, it gets another chance.
-    let release = "DELETE FROM quarantine WHERE tenant = ? AND plugin = ?";
-    sqlx::query(release).bind(tenant).bind(plugin).execute(&mut *connection).await?;
+    // The version that was not run is live no more; should it come back, it gets another chance. What the operator
+    // stopped, only the operator starts.
+    let release = "DELETE FROM quarantine WHERE tenant = ? AND plugin = ? AND reason <> ?";
+    let release = sqlx::query(release).bind(tenant).bind(plugin).bind(Quarantined::BY_OPERATOR);
+    release.execute(&mut *connection).await?;
     let insert = sqlx::query(
         "INSERT INTO deployment (tenant, plugin, digest, since_ms, source, is_own, file, restores) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
