@@ -81,7 +81,7 @@ pub(super) async fn deploy(
 ) -> Result<Json<Value>> {
     let tenant = caller.tenant(&admin, &tenant)?;
     let bytes_max = terms(&tenant, &plugin)?.limits.component.bytes_max;
-    let _place = admin.uploads.try_take(&tenant.name).map_err(|_| {
+    let _place = admin.uploads.try_take(&caller.id).map_err(|_| {
         let what = "too many others are sending one: try again";
         Error::new(StatusCode::SERVICE_UNAVAILABLE, "body", what)
     })?;
