@@ -251,7 +251,7 @@ async fn started(service: &mut Service, world: &World, head: &str, count: usize)
     wait::until("all queues are consumed", PATIENCE, async || {
         let Ok(answer) = request(port, "GET", "/readyz", &[], "").await else { return Ok(false) };
         let said: Value = serde_json::from_str(&answer.body)?;
-        let queues = said["queues"].as_object().context("the queues")?;
+        let queues = said.get("queues").and_then(Value::as_object).context("the queues")?;
         Ok(queues.values().filter(|is| **is == "consuming").count() == count)
     })
     .await?;

@@ -149,7 +149,7 @@ pub(crate) fn by_file(good: &[u8]) -> Result<Vec<(&'static str, Vec<u8>, &'stati
         ("compiled", b"\x7fELF\x02\x01\x01\0 of another".to_vec(), "expected a WebAssembly component"),
         ("core-module", wat::parse_str("(module)")?, "a core module: expected a component"),
         ("truncated", good.get(..good.len() / 2).unwrap_or_default().to_vec(), "does not compile"),
-        ("too-large", [&good[..8], &vec![0; 11 << 20]].concat(), "bytes"),
+        ("too-large", [good.get(..8).unwrap_or_default(), &vec![0; 11 << 20]].concat(), "bytes"),
         ("sockets", component("(component (import \"wasi:sockets/tcp@0.2.0\" (instance)))".into())?, "sockets"),
         ("http", component("(component (import \"wasi:http/types@0.2.0\" (instance)))".into())?, "http"),
         ("not-granted", with("")?, "irc"),
