@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use end_to_end::stamped::{LIVE, admin_port, said, stamp, version};
 use end_to_end::tenants::lines;
-use end_to_end::world::{count, mail_to, store};
+use end_to_end::world::{count, mail_to, rows, store};
 use end_to_end::{Behaviour, Broker, Service, World, bombs, guest, raw_request, wait};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -202,6 +202,17 @@ async fn a_tenant_deploys_for_itself_alone_goes_back_and_stops_what_it_has() -> 
         assert_eq!(api.ask(whom, "POST", &release, b"").await?.0, status);
     }
     assert_eq!(api.read(&api.red, plugin).await?["quarantined"], Value::Null);
+
+    // What the operator stopped, no other version starts.
+    assert_eq!(api.ask(&api.operator, "POST", &quarantine, b"").await?.0, 200);
+    assert_eq!(api.ask(&api.red, "POST", &versions, &version(4)?).await?.0, 200);
+    said(&api.service, LIVE, at_start + 4).await?;
+    assert_eq!(api.ask(&api.red, "POST", &rollback, b"").await?.0, 200);
+    said(&api.service, LIVE, at_start + 5).await?;
+    assert_eq!(api.read(&api.red, plugin).await?["quarantined"]["reason"], "by order of the operator");
+    api.settle("red", &json!({"plugins": ["stamped"], "emails": ["d@example.com"]})).await?;
+    let last = "SELECT state FROM invocation ORDER BY id DESC LIMIT 1";
+    assert_eq!(rows(&store(&api.service), last).await?, ["refused"]);
     Ok(())
 }
 

@@ -369,7 +369,7 @@ async fn bindings_that_change_are_made_and_taken_back_and_no_event_is_lost() -> 
 #[tokio::test]
 async fn a_plugin_whose_grant_no_longer_covers_it_is_refused_until_it_does_again() -> Result<()> {
     let world = world().await?;
-    let service = running(&world, &["red"]).await?;
+    let mut service = running(&world, &["red"]).await?;
     let store = store(&service);
     let whole = tenant(&world, "red");
     let narrow = whole.split("[plugins.smtp.grant.email]").next().context("what comes before")?;
@@ -387,6 +387,12 @@ async fn a_plugin_whose_grant_no_longer_covers_it_is_refused_until_it_does_again
         Ok(rows(&store, states).await? == ["smtp refused no version of the plugin is live"])
     })
     .await?;
+    // Nor does it keep anybody from starting.
+    service.terminate()?;
+    service.wait_exit(SOON).await?;
+    service.start()?;
+    consuming(&service, &["red"]).await?;
+    assert!(readiness(&service).await?.1["refused"]["red/smtp"].is_string());
     put_tenant(&service, "red", &whole)?;
     wait::until("it runs again", SOON, async || {
         Ok(readiness(&service).await?.1["refused"].as_object().is_some_and(|refused| refused.is_empty()))

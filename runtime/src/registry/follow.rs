@@ -80,7 +80,7 @@ impl Registry {
         for (key, plugin) in self.plugins().iter() {
             let is_for_it = |one: &Quarantined| {
                 let is_live = plugin.live().is_some_and(|live| live.digest == one.digest);
-                is_live || one.reason == Quarantined::BY_OPERATOR
+                is_live || one.is_by_operator()
             };
             let quarantined = by_key.remove(key).filter(is_for_it);
             plugin.shut_away(key, quarantined);

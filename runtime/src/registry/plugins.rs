@@ -27,7 +27,7 @@ pub(super) struct Plugin {
     refused: RwLock<Option<String>>,
     held: RwLock<Held>,
     /// Counts its faults.
-    pub(super) watchman: Watchman,
+    pub(super) watchman: Arc<Watchman>,
 }
 
 /// Where the live version came from.
@@ -214,15 +214,17 @@ impl Admission<'_> {
 impl Plugin {
     fn new(terms: Terms, live: Option<Arc<Version>>, refused: Option<String>, held: Held) -> Self {
         let (live, refused, held) = (RwLock::new(live), RwLock::new(refused), RwLock::new(held));
-        Self { terms, live, refused, held, watchman: Watchman::default() }
+        Self { terms, live, refused, held, watchman: Arc::default() }
     }
 
     /// The same on other terms: its live version runs on, unless they no longer cover it.
     fn under(&self, terms: Terms, live: Arc<Version>) -> Self {
-        match live.covered(&terms.grant, &terms.component) {
-            Ok(()) => Self::new(terms, Some(live), self.refused(), self.held()),
-            Err(why) => Self::new(terms, None, Some(why.to_string()), self.held()),
-        }
+        let (live, refused) = match live.covered(&terms.grant, &terms.component) {
+            Ok(()) => (Some(live), self.refused()),
+            Err(why) => (None, Some(why.to_string())),
+        };
+        // It is the same version, and so are its faults.
+        Self { watchman: Arc::clone(&self.watchman), ..Self::new(terms, live, refused, self.held()) }
     }
 
     pub(super) fn live(&self) -> Option<Arc<Version>> {
@@ -277,7 +279,12 @@ impl Plugin {
             None if before.is_some_and(|before| before.live().is_none()) => {}
             None => {
                 let reason = self.refused().unwrap_or_default();
-                tracing::error!(tenant, plugin, reason, "a plugin's grant no longer covers it: it does not run");
+                tracing::error!(
+                    tenant,
+                    plugin,
+                    reason,
+                    "a plugin has nothing that it may run: its invocations are refused"
+                );
             }
         }
     }

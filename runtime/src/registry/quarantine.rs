@@ -71,9 +71,11 @@ impl Watchman {
         }
     }
 
-    /// Another version is live: nothing that was counted counts.
+    /// Another version is live: nothing that was counted counts, and only what the operator stopped stays so.
     pub(super) fn begin_anew(&self) {
-        *self.watched() = Watched::default();
+        let mut watched = self.watched();
+        let quarantined = watched.quarantined.take().filter(Quarantined::is_by_operator);
+        *watched = Watched { quarantined, ..Watched::default() };
     }
 
     /// It is in quarantine, or it is not; what is new about that: why it is, or that it is no longer.

@@ -185,7 +185,7 @@ pub(super) async fn release(
 async fn is_by_operator(admin: &Admin, tenant: &str, plugin: &str) -> Result<bool> {
     let all = admin.store.quarantined().await?;
     let is_it = |one: &Quarantined| one.tenant == tenant && one.plugin == plugin;
-    Ok(all.iter().any(|one| is_it(one) && one.probe_ms.is_none() && one.reason == Quarantined::BY_OPERATOR))
+    Ok(all.iter().any(|one| is_it(one) && one.is_by_operator()))
 }
 
 fn terms<'a>(tenant: &'a Tenant, plugin: &str) -> Result<&'a PluginTerms> {

@@ -187,10 +187,16 @@ pub struct Quarantined {
 }
 
 impl Quarantined {
-    /// The reason when the operator ordered it: no tenant ends that but by another version.
+    /// The reason when the operator ordered it: the operator alone ends that.
     pub const BY_OPERATOR: &str = "by order of the operator";
     /// The reason when the tenant ordered it.
     pub const BY_TENANT: &str = "by order of the tenant";
+
+    /// Whether the operator ordered it.
+    #[must_use]
+    pub fn is_by_operator(&self) -> bool {
+        self.reason == Self::BY_OPERATOR
+    }
 }
 
 /// Who may ask the admin API.

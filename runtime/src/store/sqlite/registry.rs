@@ -89,7 +89,7 @@ async fn insert(
     // The version that was not run is live no more; should it come back, it gets another chance. What the operator
     // stopped, only the operator starts.
     let release = "DELETE FROM quarantine WHERE tenant = ? AND plugin = ? AND reason <> ?";
-    let release = sqlx::query(release).bind(tenant).bind(plugin).bind(Quarantined::BY_OPERATOR);
+    let release = sqlx::query(release).bind(tenant).bind(plugin).bind(Quarantined::BY_OPERATOR.as_bytes());
     release.execute(&mut *connection).await?;
     let insert = sqlx::query(
         "INSERT INTO deployment (tenant, plugin, digest, since_ms, source, is_own, file, restores) \
@@ -135,15 +135,17 @@ async fn roll_back(
 
 async fn quarantine(connection: &mut SqliteConnection, quarantined: &Quarantined) -> Result<Changed> {
     let Quarantined { tenant, plugin, digest, reason, since_ms, probe_ms, probes: _ } = quarantined;
-    // Whoever comes second has nothing to add, unless it is about another version.
+    // Whoever comes second has nothing to add, unless it is about another version; and nothing to what the operator says.
     let insert = sqlx::query(
-        "INSERT INTO quarantine (tenant, plugin, digest, reason, since_ms, probe_ms) VALUES (?, ?, ?, ?, ?, ?) \
+        "INSERT INTO quarantine (tenant, plugin, digest, reason, since_ms, probe_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
          ON CONFLICT (tenant, plugin) DO UPDATE SET digest = excluded.digest, reason = excluded.reason, \
          since_ms = excluded.since_ms, probe_ms = excluded.probe_ms, probes = 0 \
-         WHERE quarantine.digest <> excluded.digest OR excluded.probe_ms IS NULL",
+         WHERE (quarantine.digest <> excluded.digest OR excluded.probe_ms IS NULL) \
+           AND (quarantine.reason <> ?7 OR excluded.reason = ?7)",
     );
     let insert = insert.bind(tenant).bind(plugin).bind(digest.as_bytes().to_vec()).bind(reason.as_bytes());
-    Ok(changed(insert.bind(since_ms).bind(probe_ms).execute(connection).await?.rows_affected()))
+    let insert = insert.bind(since_ms).bind(probe_ms).bind(Quarantined::BY_OPERATOR.as_bytes());
+    Ok(changed(insert.execute(connection).await?.rows_affected()))
 }
 
 /// Forgets the deployments of long ago, and versions that none speaks of any more.
