@@ -134,7 +134,20 @@ impl Effect {
         }
     }
 
-    /// How much of the invocation's allowance of bytes it takes.
+    /// Reads one back from its JSON and its recipient: what the copies of one mail share is kept once, as the first of
+    /// them, so the recipient in it may be another's.
+    ///
+    /// # Errors
+    /// When this is not the JSON of an effect.
+    pub fn from_payload(payload: &[u8], recipient: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut effect = serde_json::from_slice(payload)?;
+        if let Self::Email(email) = &mut effect {
+            email.recipient = String::from_utf8_lossy(recipient).into_owned();
+        }
+        Ok(effect)
+    }
+
+    /// How many bytes its content has.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
@@ -315,6 +328,21 @@ pub struct Plan {
     pub effects: Vec<Planned>,
 }
 
+impl Plan {
+    /// How many bytes there are to keep.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.effects.chunk_by(|one, next| one.call == next.call).map(bytes_of_call).sum()
+    }
+}
+
+/// How many bytes there are to keep of what one call asked for: what the copies of a mail share counts once.
+#[must_use]
+pub fn bytes_of_call(copies: &[Planned]) -> usize {
+    let shared = copies.first().map_or(0, |planned| planned.effect.bytes());
+    shared + copies.iter().map(|planned| planned.effect.recipient().len()).sum::<usize>()
+}
+
 /// One effect of a plan.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -385,17 +413,37 @@ mod tests {
         assert_ne!(Hash::of([b"ab".as_slice(), b"c"]), Hash::of([b"a".as_slice(), b"bc"]));
     }
 
-    #[test]
-    fn an_effect_says_its_capability_in_its_json() {
-        let effect = Effect::Email(Email {
+    fn mail(recipient: &str) -> Effect {
+        Effect::Email(Email {
             account: "smtp".into(),
-            recipient: "a@example.com".into(),
-            to: ["a@example.com".into()].into(),
+            recipient: recipient.into(),
+            to: ["a@example.com".into(), "bb@example.com".into()].into(),
             subject: "s".into(),
             text: "t".into(),
             html: None,
             thread: None,
-        });
+        })
+    }
+
+    #[test]
+    fn the_copies_of_a_mail_share_its_text() {
+        let first = serde_json::to_vec(&mail("a@example.com")).unwrap();
+        let second = Effect::from_payload(&first, b"bb@example.com").unwrap();
+        assert_eq!(second, mail("bb@example.com"));
+        let copy = |to: &str, call| Planned {
+            id: origin().effect(call, to),
+            call: origin().call(call),
+            effect: mail(to),
+            refused: None,
+        };
+        let effects = vec![copy("a@example.com", 0), copy("bb@example.com", 0), copy("a@example.com", 1)];
+        let shared = mail("a@example.com").bytes();
+        assert_eq!(Plan { effects }.bytes(), 2 * shared + 13 + 14 + 13);
+    }
+
+    #[test]
+    fn an_effect_says_its_capability_in_its_json() {
+        let effect = mail("a@example.com");
         let json = serde_json::to_value(&effect).unwrap();
         assert_eq!(json["capability"], effect.capability());
         assert_eq!(serde_json::from_value::<Effect>(json).unwrap(), effect);

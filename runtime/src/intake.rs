@@ -56,7 +56,7 @@ pub struct Intake {
     pub metrics: Arc<Metrics>,
     /// Notes how long it takes.
     pub timing: Timing,
-    /// Bounds the plans that are made or not yet committed: each may be megabytes.
+    /// Bounds the plans that are being made, and those that are large until they are committed.
     pub plans: Slots,
 }
 
@@ -66,14 +66,14 @@ enum Decision {
     Leave,
     /// Nobody asked to hear about it: nothing.
     Nothing,
-    /// Its outcome is committed. Until then it has a place among the tenant's plans.
+    /// Its outcome is committed. Until then, when it is large, it has a place among the tenant's plans.
     Settle(Settled, Option<Slot>),
     /// It is kept as it came.
     Bury(DeadDelivery),
 }
 
 impl Intake {
-    /// Events at the same time whose plans are made or not yet committed: of all tenants, and of one.
+    /// Events at the same time whose plans are being made, or are large and not committed: of all tenants, and of one.
     #[must_use]
     pub fn plans() -> Slots {
         Slots::new(256, 32)
@@ -178,6 +178,7 @@ impl Intake {
                     fate,
                     basis,
                 };
+                let place = place.filter(|_| settled.bytes() > LARGE_BYTES);
                 Decision::Settle(settled, place)
             }
         }
@@ -373,4 +374,6 @@ fn is_fresh(event: &Event, received_ms: i64) -> bool {
 }
 
 const FRESH_MS: i64 = 60_000;
+/// What is larger waits for its commit in a place that others may need.
+const LARGE_BYTES: usize = 16 << 10;
 const LOOK_EVERY: Duration = Duration::from_secs(1);

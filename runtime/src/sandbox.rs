@@ -31,7 +31,7 @@ use crate::effect::{Origin, Plan};
 use crate::fair::Slots;
 use crate::grant::{About, Grant};
 use crate::intake::task::TaskReads;
-use budget::{CpuMeter, Metered, Turns};
+use budget::{CpuMeter, Metered, Processors, Turns};
 use guest::{Guest, Record};
 
 /// The engine, its threads and what guests may link to.
@@ -42,7 +42,7 @@ pub struct Sandbox {
     /// Calls under way, waiting or not.
     calls: Slots,
     /// Processors: what a guest runs on until its next tick.
-    processors: Slots,
+    processors: Processors,
     _ticker: engine::Ticker,
 }
 
@@ -123,8 +123,7 @@ impl Sandbox {
             .enable_time()
             .build()?;
         let calls = Slots::new(engine::CALLS_MAX, CALLS_PER_TENANT_MAX);
-        // Half of them for one tenant: what it burns leaves room for the others, and for everything that is no guest.
-        let processors = Slots::new(processors, processors / 2);
+        let processors = Processors::new(processors);
         let ticker = engine::Ticker::start(&engine)?;
         Ok(Arc::new(Self { engine, linker, threads: Some(threads), calls, processors, _ticker: ticker }))
     }
@@ -237,7 +236,12 @@ impl Report {
     }
 }
 
-async fn call(engine: &Engine, pre: &guest::PluginPre<Guest>, invocation: Invocation, processors: Slots) -> Report {
+async fn call(
+    engine: &Engine,
+    pre: &guest::PluginPre<Guest>,
+    invocation: Invocation,
+    processors: Processors,
+) -> Report {
     let limits = invocation.limits;
     let turns = Turns::new(processors, invocation.event.tenant.as_str());
     let meter = Arc::new(CpuMeter::default());

@@ -47,11 +47,12 @@ CREATE TABLE effect (
     invocation_id INTEGER NOT NULL REFERENCES invocation (id) ON DELETE CASCADE,
     after         BLOB,                         -- the effect of the same plan that goes to the same recipient before it
     call          BLOB    NOT NULL,             -- the call that asked for it, shared by the copies of one mail
+    copy_of       BLOB,                         -- the first copy of the same mail, where the payload is
     tenant        TEXT    NOT NULL,
     plugin        TEXT    NOT NULL,
     destination   TEXT    NOT NULL,             -- sink/account: whom the sink talks to
     recipient     BLOB    NOT NULL,
-    payload       BLOB    NOT NULL,             -- the effect, JSON
+    payload       BLOB,                         -- the effect, JSON
     created_ms    INTEGER NOT NULL,
     state         TEXT    NOT NULL CHECK (state IN ('pending', 'claimed', 'delivered', 'refused', 'dead', 'expired')),
     reason        BLOB,                         -- the last answer
@@ -61,6 +62,7 @@ CREATE TABLE effect (
     attempt       INTEGER NOT NULL DEFAULT 0,   -- the number of the last attempt
     failures      INTEGER NOT NULL DEFAULT 0,   -- attempts that count towards the next wait
     in_doubt      INTEGER NOT NULL DEFAULT 0    -- attempts whose outcome nobody knows
+    CHECK ((payload IS NULL) = (copy_of IS NOT NULL))
 ) STRICT;
 CREATE INDEX effect_tenant ON effect (tenant, seq);
 CREATE INDEX effect_invocation ON effect (invocation_id);
@@ -69,6 +71,10 @@ CREATE INDEX effect_lease ON effect (destination, lease_ms) WHERE state = 'claim
 -- What the figures count, few rows each whatever the size of the table.
 CREATE INDEX effect_lost ON effect (state) WHERE state IN ('dead', 'expired');
 CREATE INDEX effect_in_doubt ON effect (in_doubt) WHERE in_doubt > 0;
+
+-- Effects with what they are about, wherever that is kept.
+CREATE VIEW whole_effect AS SELECT effect.*,
+    coalesce(payload, (SELECT payload FROM effect first WHERE first.id = effect.copy_of)) AS content FROM effect;
 
 CREATE TABLE attempt (
     effect_seq INTEGER NOT NULL REFERENCES effect (seq) ON DELETE CASCADE,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::Row;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::run::Signals;
 use super::{PluginErrors, render};
 use crate::config::{Environment, default_plugins, default_root};
-use crate::effect::destination;
+use crate::effect::{Effect, destination};
 use crate::grant::{EmailGrant, Grant, IrcGrant, Pattern};
 use crate::intake::source::{Received, Settler, ndjson};
 use crate::intake::task::{MemoryTasks, Tasks};
@@ -184,7 +184,7 @@ async fn for_ever(
 /// Shows the effects that have come to an end and were not shown yet, in the order of their events.
 async fn show(store: &Store, json: bool, shown: &mut BTreeSet<Vec<u8>>) -> anyhow::Result<()> {
     let rows = sqlx::query(
-        "SELECT f.id, f.tenant, f.plugin, f.state, f.reason, f.payload, e.task_id, e.status FROM effect f \
+        "SELECT f.id, f.tenant, f.plugin, f.state, f.reason, f.recipient, f.content, e.task_id, e.status FROM whole_effect f \
          JOIN invocation i ON i.id = f.invocation_id JOIN event e ON e.id = i.event_id \
          WHERE f.state NOT IN ('pending', 'claimed') ORDER BY e.received_ms, e.task_id, i.id, f.id",
     )
@@ -194,13 +194,13 @@ async fn show(store: &Store, json: bool, shown: &mut BTreeSet<Vec<u8>>) -> anyho
         if !shown.insert(row.try_get("id")?) {
             continue;
         }
-        let payload: Value = serde_json::from_slice(row.try_get("payload")?)?;
+        let effect = Effect::from_payload(row.try_get("content")?, row.try_get("recipient")?)?;
         let state: String = row.try_get("state")?;
         if json {
             let text = |column: &str| row.try_get::<String, _>(column);
             let shown = json!({
-                "tenant": text("tenant")?, "plugin": text("plugin")?, "capability": payload.get("capability"),
-                "task_id": text("task_id")?, "status": text("status")?, "state": state, "payload": payload,
+                "tenant": text("tenant")?, "plugin": text("plugin")?, "capability": effect.capability(),
+                "task_id": text("task_id")?, "status": text("status")?, "state": state, "payload": effect,
             });
             say!("{}", render::json(&shown));
         } else {
@@ -208,7 +208,7 @@ async fn show(store: &Store, json: bool, shown: &mut BTreeSet<Vec<u8>>) -> anyho
             let reason = String::from_utf8_lossy(&reason.unwrap_or_default()).into_owned();
             let why_not = (state != "delivered").then_some(reason.as_str());
             let status: String = row.try_get("status")?;
-            say!("{}", render::effect(&status, &state, why_not, &serde_json::from_value(payload)?));
+            say!("{}", render::effect(&status, &state, why_not, &effect));
         }
     }
     Ok(())

@@ -30,7 +30,7 @@ pub struct Limits {
     pub recipients_max: usize,
     /// One effect.
     pub effect_bytes_max: usize,
-    /// All effects together, each recipient's copy of a mail counted.
+    /// All effects together; what the copies of one mail share counts once.
     pub effects_bytes_max: usize,
     /// Calls of host functions.
     pub host_calls_max: u32,
@@ -73,7 +73,7 @@ impl Default for Limits {
             effects_max: 64,
             recipients_max: 1_024,
             effect_bytes_max: 256 << 10,
-            effects_bytes_max: 8 << 20,
+            effects_bytes_max: 1 << 20,
             host_calls_max: 1_000,
             host_call_bytes_max: 1 << 20,
             log_bytes_max: 64 << 10,
@@ -178,23 +178,38 @@ fn thread_cpu_ns() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
+/// The processors guests run on. Calls that have become long have turns of their own, and one tenant's are never on more
+/// than half of the processors: what it burns leaves room for short calls, and for everything that is no guest.
+#[derive(Clone)]
+pub(super) struct Processors {
+    short: Slots,
+    long: Slots,
+}
+
+impl Processors {
+    pub(super) fn new(count: usize) -> Self {
+        Self { short: Slots::new(count, count), long: Slots::new(count, count / 2) }
+    }
+}
+
 /// A tenant's turns on the processors: one from each time a guest goes on to the next tick, or until it waits. So a
 /// guest that burns its budget delays another tenant's by a tick.
 pub(super) struct Turns {
-    processors: Slots,
+    processors: Processors,
     tenant: String,
     awaited: Option<Place>,
 }
 
 impl Turns {
-    pub(super) fn new(processors: Slots, tenant: &str) -> Self {
+    pub(super) fn new(processors: Processors, tenant: &str) -> Self {
         Self { processors, tenant: tenant.to_owned(), awaited: None }
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Slot>> {
+    fn poll_next(&mut self, is_long: bool, context: &mut Context<'_>) -> Poll<Option<Slot>> {
+        let processors = if is_long { &self.processors.long } else { &self.processors.short };
         let place = match &mut self.awaited {
             Some(place) => place,
-            None => match self.processors.try_take(&self.tenant) {
+            None => match processors.try_take(&self.tenant) {
                 Ok(slot) => return Poll::Ready(Some(slot)),
                 Err(place) => self.awaited.insert(place),
             },
@@ -223,7 +238,8 @@ impl<F: Future> Future for Metered<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let _turn = std::task::ready!(self.turns.poll_next(context));
+        let is_long = self.meter.spent() >= LONG;
+        let _turn = std::task::ready!(self.turns.poll_next(is_long, context));
         self.meter.resume();
         let polled = self.future.as_mut().poll(context);
         self.meter.pause();
@@ -276,3 +292,6 @@ impl fmt::Debug for Space {
         write!(f, "{} bytes, {} table elements", self.memory_bytes, self.table_elements)
     }
 }
+
+/// A call that has run for so long is a long one.
+const LONG: Duration = super::engine::TICK;

@@ -104,5 +104,6 @@ impl Drop for Ticker {
 const INSTANCE_BYTES_MAX: usize = 10 << 20;
 /// A guest's table is wiped rather than given back: a page given back costs the next guest a fault.
 const TABLE_BYTES_KEPT: usize = 32 << 10;
-const TICK: Duration = Duration::from_millis(1);
+/// How often a guest that runs is looked at.
+pub(super) const TICK: Duration = Duration::from_millis(1);
 const STACK_BYTES_MAX: usize = 512 << 10;

@@ -9,7 +9,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use super::budget::{Fault, Limits, Space};
 use super::{Invocation, wasi};
-use crate::effect::{Origin, Plan, Planned};
+use crate::effect::{Origin, Plan, Planned, bytes_of_call};
 use crate::grant::{About, Grant, Refusal};
 use crate::intake::task::TaskReads;
 
@@ -149,7 +149,7 @@ impl Record {
         if planned.iter().any(|planned| planned.effect.bytes() > limits.effect_bytes_max) {
             return Err(Refusal::OverLimit(format!("an effect of more than {} bytes", limits.effect_bytes_max)));
         }
-        let bytes: usize = planned.iter().map(|planned| planned.effect.bytes()).sum();
+        let bytes = bytes_of_call(&planned);
         if done.effects_bytes + bytes > limits.effects_bytes_max {
             return Err(Refusal::OverLimit(format!("effects of more than {} bytes", limits.effects_bytes_max)));
         }

@@ -1,56 +1,56 @@
-//! What waits to be written, tenant by tenant: a group takes from each in turn, so that one whose plugins ask for much
-//! delays the others by one of its plans and not by all of them.
+//! What waits to be written, fairly between tenants: each gets as many bytes written as the others, so that one whose
+//! plugins ask for much delays the others by one of its plans and not by all of them.
+//!
+//! Start-time fair queuing: a write begins, on a clock that counts bytes, when the one before it of the same tenant ends,
+//! or now; whichever begins first is next.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
+use std::collections::{BTreeMap, HashMap};
 
-/// Writes that wait, by whose they are.
+/// Writes that wait.
 pub(super) struct Queue<W> {
-    waiting: BTreeMap<String, VecDeque<W>>,
-    /// Whose turn was the last one.
-    last: String,
+    /// By when they begin, then by when they came; with what they weigh, in bytes.
+    waiting: BTreeMap<(usize, usize), (usize, W)>,
+    /// When each tenant's last one ends.
+    ends: HashMap<String, usize>,
+    /// When the last one taken began.
+    now: usize,
+    came: usize,
 }
 
 impl<W> Queue<W> {
     pub(super) fn new() -> Self {
-        Self { waiting: BTreeMap::new(), last: String::new() }
+        Self { waiting: BTreeMap::new(), ends: HashMap::new(), now: 0, came: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    pub(super) fn push(&mut self, whose: &str, write: W) {
-        match self.waiting.get_mut(whose) {
-            Some(writes) => writes.push_back(write),
-            None => drop(self.waiting.insert(whose.to_owned(), VecDeque::from([write]))),
+    pub(super) fn push(&mut self, whose: &str, weight: usize, write: W) {
+        let begins = self.ends.get(whose).map_or(self.now, |ends| self.now.max(*ends));
+        let ends = begins.saturating_add(weight.max(1));
+        match self.ends.get_mut(whose) {
+            Some(end) => *end = ends,
+            None => drop(self.ends.insert(whose.to_owned(), ends)),
         }
+        self.came += 1;
+        self.waiting.insert((begins, self.came), (weight, write));
     }
 
     /// Takes a group: at least one write, at most `count`, and no more once they weigh `weight` together.
-    pub(super) fn group(&mut self, count: usize, weight: usize, weigh: impl Fn(&W) -> usize) -> Vec<W> {
+    pub(super) fn group(&mut self, count: usize, weight: usize) -> Vec<W> {
         let (mut group, mut weighs) = (Vec::new(), 0);
         while group.len() < count && weighs < weight {
-            let Some(write) = self.next() else { break };
-            weighs += weigh(&write);
+            let Some(((begins, _), (weight, write))) = self.waiting.pop_first() else { break };
+            self.now = begins;
+            weighs += weight;
             group.push(write);
         }
-        group
-    }
-
-    fn next(&mut self) -> Option<W> {
-        let after = (Bound::Excluded(self.last.as_str()), Bound::Unbounded);
-        let whose = match self.waiting.range::<str, _>(after).next() {
-            Some((whose, _)) => whose,
-            None => self.waiting.keys().next()?,
-        };
-        self.last = whose.clone();
-        let writes = self.waiting.get_mut(&self.last)?;
-        let write = writes.pop_front();
-        if writes.is_empty() {
-            self.waiting.remove(&self.last);
+        if self.is_empty() {
+            (self.now, self.came) = (0, 0);
+            self.ends.clear();
         }
-        write
+        group
     }
 }
 
@@ -58,27 +58,42 @@ impl<W> Queue<W> {
 mod tests {
     use super::*;
 
-    fn queue(writes: &[(&str, usize)]) -> Queue<usize> {
+    fn queue(writes: &[(&str, usize, u32)]) -> Queue<u32> {
         let mut queue = Queue::new();
-        for (whose, write) in writes {
-            queue.push(whose, *write);
+        for (whose, weight, write) in writes {
+            queue.push(whose, *weight, *write);
         }
         queue
     }
 
     #[test]
     fn each_has_its_turn_and_its_own_order() {
-        let mut queue = queue(&[("loud", 1), ("loud", 2), ("loud", 3), ("quiet", 4), ("", 5)]);
-        assert_eq!(queue.group(3, usize::MAX, |_| 1), [1, 4, 5]);
-        assert_eq!(queue.group(9, usize::MAX, |_| 1), [2, 3]);
+        let mut queue = queue(&[("loud", 9, 1), ("loud", 9, 2), ("loud", 9, 3), ("quiet", 9, 4), ("", 0, 5)]);
+        assert_eq!(queue.group(3, usize::MAX), [1, 4, 5]);
+        assert_eq!(queue.group(9, usize::MAX), [2, 3]);
         assert!(queue.is_empty());
-        assert_eq!(queue.group(9, usize::MAX, |_| 1), [0; 0]);
+        assert_eq!(queue.group(9, usize::MAX), [0; 0]);
+    }
+
+    #[test]
+    fn who_writes_little_does_not_wait_for_the_bytes_of_who_writes_much() {
+        let mut queue = queue(&[("loud", 1_000, 1), ("loud", 1_000, 2), ("loud", 1_000, 3)]);
+        assert_eq!(queue.group(1, usize::MAX), [1]);
+        for write in 10..15 {
+            queue.push("quiet", 10, write);
+        }
+        assert_eq!(queue.group(6, usize::MAX), [10, 11, 12, 13, 14, 2]);
+        // Having been idle saves nothing up.
+        for write in 20..23 {
+            queue.push("quiet", 800, write);
+        }
+        assert_eq!(queue.group(9, usize::MAX), [20, 21, 3, 22]);
     }
 
     #[test]
     fn a_group_ends_when_it_is_heavy_and_is_never_empty() {
-        let mut queue = queue(&[("loud", 90), ("loud", 80), ("quiet", 1)]);
-        assert_eq!(queue.group(9, 50, |write| *write), [90]);
-        assert_eq!(queue.group(9, 50, |write| *write), [1, 80]);
+        let mut queue = queue(&[("loud", 90, 1), ("loud", 80, 2), ("quiet", 1, 3)]);
+        assert_eq!(queue.group(9, 50), [1]);
+        assert_eq!(queue.group(9, 50), [3, 2]);
     }
 }

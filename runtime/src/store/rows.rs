@@ -35,6 +35,18 @@ pub struct Settled {
     pub basis: Basis,
 }
 
+impl Settled {
+    /// How much there is to write, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let invocations = match &self.fate {
+            Fate::Planned(invocations) => invocations.iter().map(Invocation::bytes).sum(),
+            Fate::Deferred { .. } | Fate::Dead { .. } => 0,
+        };
+        self.delivery.body.len() + invocations
+    }
+}
+
 /// What becomes of an event.
 #[derive(Clone, Debug)]
 pub enum Fate {
@@ -98,6 +110,18 @@ pub struct Invocation {
     pub cpu_us: u64,
     /// The most memory it held, in bytes.
     pub memory_max: u64,
+}
+
+impl Invocation {
+    /// How much there is to write, in bytes, each row counted as some.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let plan = match &self.outcome {
+            Outcome::Done(plan) => plan.effects.len() * ROW_WEIGHT + plan.bytes(),
+            _ => 0,
+        };
+        ROW_WEIGHT + self.log.iter().chain(&self.refusals).map(String::len).sum::<usize>() + plan
+    }
 }
 
 /// How an invocation ended.
@@ -336,3 +360,6 @@ pub struct Binding {
     /// The routing key.
     pub routing_key: String,
 }
+
+/// What a row counts as beside its texts, in bytes.
+pub(super) const ROW_WEIGHT: usize = 512;

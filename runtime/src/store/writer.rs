@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::queue::Queue;
 use super::rows::{
-    Binding, Changed, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation, Outcome,
-    RegistryChange, Retried, Room, Settled, Verdict, Withdrawn,
+    Binding, Changed, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Finished, ROW_WEIGHT, RegistryChange,
+    Retried, Room, Settled, Verdict, Withdrawn,
 };
 use super::{Health, StoreError, sqlite};
 
@@ -57,20 +57,14 @@ impl Write {
 
     /// How much there is to write, in bytes, each row counted as some.
     fn weight(&self) -> usize {
-        let plan = |invocation: &Invocation| match &invocation.outcome {
-            Outcome::Done(plan) => plan.effects.iter().map(|planned| ROW_WEIGHT + planned.effect.bytes()).sum(),
-            _ => ROW_WEIGHT,
-        };
-        match self {
-            Self::Settle(Settled { fate: Fate::Planned(invocations), delivery, .. }) => {
-                delivery.body.len() + invocations.iter().map(plan).sum::<usize>()
+        ROW_WEIGHT
+            + match self {
+                Self::Settle(settled) => settled.bytes(),
+                Self::Retried(retried) => retried.invocation.bytes(),
+                Self::Bury(dead) => dead.delivery.body.len(),
+                Self::Registry(RegistryChange::Deploy(deployment)) => deployment.wasm.len(),
+                _ => 0,
             }
-            Self::Settle(settled) => settled.delivery.body.len(),
-            Self::Retried(retried) => plan(&retried.invocation),
-            Self::Bury(dead) => dead.delivery.body.len(),
-            Self::Registry(RegistryChange::Deploy(deployment)) => deployment.wasm.len(),
-            _ => 0,
-        }
     }
 
     /// Whether couriers should look again once it is committed.
@@ -110,10 +104,10 @@ pub(super) async fn run(
             come.push(more);
         }
         for (write, reply) in come.drain(..) {
-            let whose = write.tenant().to_owned();
-            queue.push(&whose, (write, reply));
+            let (whose, weight) = (write.tenant().to_owned(), write.weight());
+            queue.push(&whose, weight, (write, reply));
         }
-        let group = queue.group(GROUP_MAX, GROUP_WEIGHT_MAX, |(write, _): &(Write, Reply)| write.weight());
+        let group = queue.group(GROUP_MAX, GROUP_WEIGHT_MAX);
         let (writes, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         let may_be_due = writes.iter().any(Write::may_make_an_effect_due);
         let written = loop {
@@ -195,5 +189,4 @@ fn is_about_content(error: &sqlx::Error) -> bool {
 const GROUP_MAX: usize = 512;
 /// A group of more than this would keep the others waiting for tens of milliseconds.
 const GROUP_WEIGHT_MAX: usize = 1 << 20;
-const ROW_WEIGHT: usize = 512;
 const PAUSE: Duration = Duration::from_millis(500);

@@ -19,7 +19,7 @@ use super::{Accepted, PATIENCE, Quantiles, accepting_server, cpu};
 const ATTACKS: [(&str, Attack); 6] = [
     ("endless loops", Attack::Backlog("loop")),
     ("eaten memory", Attack::Backlog("eat memory")),
-    ("8 MiB of mails each", Attack::Backlog("megabytes")),
+    ("1 MiB of mails each", Attack::Backlog("megabytes")),
     ("64 KiB of log each", Attack::Backlog("log flood")),
     ("sleeping", Attack::Backlog("sleep")),
     ("a flood, 10 times the neighbour's", Attack::Flood(10)),

@@ -36,7 +36,7 @@ pub(crate) fn by_message() -> Vec<Attack> {
         attack("fail", "failed", 0, &["as the task wished"]),
         attack("many effects", "failed", 0, &["over the limit: more than 64 effects"]),
         attack("large effect", "failed", 0, &["over the limit: an effect of more than 262144 bytes"]),
-        attack("megabytes", "done", 33, &["over the limit: effects of more than 8388608 bytes"]),
+        attack("megabytes", "done", 5, &["over the limit: effects of more than 1048576 bytes"]),
         attack("foreign recipient", "done", 1, &["not granted: mail to b@blue.example.com", "invalid: "]),
         attack("inject", "done", 1, &["invalid: a control character in the subject", "RCPT TO"]),
         attack("inject into IRC", "done", 2, &["invalid: a line break", "expected a channel such as #ci"]),

@@ -75,7 +75,7 @@ fn invocation(seen: InvocationSeen) -> Value {
 fn effect(seen: EffectSeen) -> Value {
     json!({
         "seq": seen.seq, "id": seen.id, "task": seen.task_id, "plugin": seen.plugin, "destination": seen.destination,
-        "recipient": seen.recipient, "effect": seen.payload, "created": time(seen.created_ms), "state": seen.state,
+        "recipient": seen.recipient, "effect": seen.effect, "created": time(seen.created_ms), "state": seen.state,
         "reason": seen.reason, "due": time(seen.due_ms), "in_doubt": seen.in_doubt,
         "attempts": seen.attempts.into_iter().map(attempt).collect::<Vec<_>>(),
     })

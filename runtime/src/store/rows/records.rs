@@ -1,6 +1,6 @@
 //! What happened, for those who want to see it.
 
-use std::sync::Arc;
+use crate::effect::Effect;
 
 /// Which records, and how many.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub struct EffectSeen {
     /// Whom it is for.
     pub recipient: String,
     /// What is asked for.
-    pub payload: Arc<serde_json::value::RawValue>,
+    pub effect: Effect,
     /// When it was asked for.
     pub created_ms: i64,
     /// Its state.

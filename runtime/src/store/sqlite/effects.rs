@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::{Result, attempts, from_json, hash, in_chunks, json, quotas};
-use crate::effect::{EffectId, Planned};
+use super::{Result, attempts, corrupt, hash, in_chunks, json, quotas};
+use crate::effect::{Effect, EffectId, Planned};
 use crate::grant::quota::Quota;
 use crate::store::rows::{Claim, Claimed, Invocation, Outcome};
 use crate::store::writer::Written;
@@ -16,6 +16,8 @@ use crate::store::{LEASE_MS, now_ms};
 pub(super) struct EffectRow<'a> {
     invocation_id: i64,
     after: Option<EffectId>,
+    /// The first copy of the same mail, which has what they share.
+    copy_of: Option<EffectId>,
     tenant: &'a str,
     plugin: &'a str,
     created_ms: i64,
@@ -53,13 +55,19 @@ pub(super) fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: 
     let created_ms = now_ms();
     let Outcome::Done(plan) = &invocation.outcome else { return Vec::new() };
     let mut last: HashMap<(&str, &str, &str), EffectId> = HashMap::new();
+    let mut first: Option<&Planned> = None;
     let row = |planned: &'a Planned| {
+        let copy_of = first.filter(|first| first.call == planned.call).map(|first| first.id);
+        if copy_of.is_none() {
+            first = Some(planned);
+        }
         let to = (planned.effect.capability(), planned.effect.account(), planned.effect.recipient());
         let after = if planned.refused.is_none() { last.insert(to, planned.id) } else { None };
         let reason = planned.refused.as_ref().map(|reason| reason.clone().into_bytes());
         EffectRow {
             invocation_id,
             after,
+            copy_of,
             tenant,
             plugin: &invocation.plugin,
             created_ms,
@@ -77,8 +85,8 @@ pub(super) async fn insert_effects(connection: &mut SqliteConnection, mut effect
     quotas::charge(connection, &mut effects).await?;
     for chunk in in_chunks(&effects) {
         let mut insert = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO effect (id, invocation_id, after, call, tenant, plugin, destination, recipient, payload, \
-             created_ms, state, reason, due_ms) ",
+            "INSERT INTO effect (id, invocation_id, after, call, copy_of, tenant, plugin, destination, recipient, \
+             payload, created_ms, state, reason, due_ms) ",
         );
         insert.push_values(chunk, |mut row, effect| {
             let planned = effect.planned;
@@ -86,11 +94,12 @@ pub(super) async fn insert_effects(connection: &mut SqliteConnection, mut effect
                 .push_bind(effect.invocation_id)
                 .push_bind(effect.after.map(|after| after.as_bytes().to_vec()))
                 .push_bind(planned.call.as_bytes().to_vec())
+                .push_bind(effect.copy_of.map(|first| first.as_bytes().to_vec()))
                 .push_bind(effect.tenant.to_owned())
                 .push_bind(effect.plugin.to_owned())
                 .push_bind(planned.effect.destination())
                 .push_bind(planned.effect.recipient().as_bytes().to_vec())
-                .push_bind(json(&planned.effect))
+                .push_bind(effect.copy_of.is_none().then(|| json(&planned.effect)))
                 .push_bind(effect.created_ms)
                 .push_bind(effect.state)
                 .push_bind(effect.reason.clone())
@@ -127,7 +136,8 @@ pub(super) async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> R
                SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
              ORDER BY due_ms LIMIT 0 + ?5) \
            LIMIT 0 + ?5) \
-         RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, payload",
+         RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
+           coalesce(payload, (SELECT payload FROM effect first WHERE first.id = effect.copy_of)) AS content",
     )
     .bind(&claim.owner)
     .bind(now_ms + LEASE_MS)
@@ -199,6 +209,12 @@ pub(super) async fn renew(
     Ok(Written::Nothing)
 }
 
+/// The effect of a row.
+pub(in crate::store) fn effect(row: &SqliteRow) -> Result<Effect> {
+    Effect::from_payload(row.try_get("content")?, row.try_get("recipient")?)
+        .map_err(|error| corrupt("content", error.into()))
+}
+
 fn claimed(row: &SqliteRow) -> Result<Claimed> {
     Ok(Claimed {
         seq: row.try_get("seq")?,
@@ -210,7 +226,7 @@ fn claimed(row: &SqliteRow) -> Result<Claimed> {
         failures: row.try_get("failures")?,
         in_doubt: row.try_get("in_doubt")?,
         created_ms: row.try_get("created_ms")?,
-        effect: from_json(row, "payload")?,
+        effect: effect(row)?,
     })
 }
 

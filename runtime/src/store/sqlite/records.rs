@@ -1,14 +1,12 @@
 //! What happened, for those who want to see it: by tenant, the latest first, page by page.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use serde_json::value::RawValue;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::{Result, corrupt, hash};
+use super::{Result, corrupt, effects, hash};
 use crate::store::rows::{AttemptSeen, DeadDeliverySeen, EffectSeen, InvocationSeen, Wish};
 
 pub(in crate::store) async fn invocations(reader: &SqlitePool, wish: &Wish) -> Result<Vec<InvocationSeen>> {
@@ -62,8 +60,8 @@ fn invocation(row: &SqliteRow) -> Result<InvocationSeen> {
 
 pub(in crate::store) async fn effects(reader: &SqlitePool, wish: &Wish) -> Result<Vec<EffectSeen>> {
     let mut query = QueryBuilder::new(
-        "SELECT f.seq, f.id, e.task_id, f.plugin, f.destination, f.recipient, f.payload, f.created_ms, f.state, \
-         f.reason, f.due_ms, f.in_doubt FROM effect f JOIN invocation i ON i.id = f.invocation_id \
+        "SELECT f.seq, f.id, e.task_id, f.plugin, f.destination, f.recipient, f.content, f.created_ms, f.state, \
+         f.reason, f.due_ms, f.in_doubt FROM whole_effect f JOIN invocation i ON i.id = f.invocation_id \
          JOIN event e ON e.id = i.event_id WHERE f.tenant = ",
     );
     query.push_bind(wish.tenant.clone());
@@ -72,8 +70,8 @@ pub(in crate::store) async fn effects(reader: &SqlitePool, wish: &Wish) -> Resul
     let mut rows = query.build().fetch(reader);
     let (mut seen, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.try_next().await? {
-        bytes += size(&row, "payload")?;
-        seen.push(effect(&row)?);
+        bytes += size(&row, "content")?;
+        seen.push(effect_seen(&row)?);
         if bytes > PAGE_BYTES_MAX {
             break;
         }
@@ -86,10 +84,7 @@ pub(in crate::store) async fn effects(reader: &SqlitePool, wish: &Wish) -> Resul
     Ok(seen)
 }
 
-fn effect(row: &SqliteRow) -> Result<EffectSeen> {
-    let payload: Vec<u8> = row.try_get("payload")?;
-    let payload =
-        serde_json::from_slice::<Box<RawValue>>(&payload).map_err(|error| corrupt("payload", error.into()))?;
+fn effect_seen(row: &SqliteRow) -> Result<EffectSeen> {
     Ok(EffectSeen {
         seq: row.try_get("seq")?,
         id: hash(row, "id")?.to_string(),
@@ -97,7 +92,7 @@ fn effect(row: &SqliteRow) -> Result<EffectSeen> {
         plugin: row.try_get("plugin")?,
         destination: row.try_get("destination")?,
         recipient: text(row, "recipient")?.unwrap_or_default(),
-        payload: Arc::from(payload),
+        effect: effects::effect(row)?,
         created_ms: row.try_get("created_ms")?,
         state: row.try_get("state")?,
         reason: text(row, "reason")?,

@@ -30,7 +30,7 @@ fn notify(event: &Event) -> Result {
         "large effect" => mail("large").html("x".repeat(300 << 10)).send().map(drop).map_err(Into::into),
         "many calls" => (0..1_000_000).try_for_each(|_| settings::get("nothing").map_or(Ok(()), |_| Ok(()))),
         "megabytes" => {
-            // Refused from the ninth on, and on record; what was accepted before goes out.
+            // Refused from the fifth on, and on record; what was accepted before goes out.
             (0..60).for_each(|_| drop(mail("again").html("x".repeat(250 << 10)).send()));
             Ok(())
         }
