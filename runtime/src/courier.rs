@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::effect::EffectId;
 use crate::metrics::Metrics;
 use crate::retry;
 use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
@@ -118,11 +119,15 @@ impl Courier {
             };
             let none = claimed.is_empty();
             for claimed in claimed {
-                let (in_flight, sink) = (InFlight::begin(&self, claimed.seq), Arc::clone(&sink));
+                let (in_flight, sink, id) = (InFlight::begin(&self, claimed.seq), Arc::clone(&sink), claimed.id);
                 let permit = permits.split(1);
                 tracker.spawn(async move {
-                    in_flight.courier.attempt(&sink, claimed).await;
-                    drop((in_flight, permit));
+                    let courier = Arc::clone(&in_flight.courier);
+                    let finished = courier.attempt(&sink, claimed).await;
+                    // The next one may go out while the database notes what came of this one.
+                    drop(permit);
+                    courier.finish(id, finished).await;
+                    drop(in_flight);
                 });
             }
             drop(permits);
@@ -136,7 +141,7 @@ impl Courier {
         }
     }
 
-    async fn attempt(&self, sink: &Sink, claimed: Claimed) {
+    async fn attempt(&self, sink: &Sink, claimed: Claimed) -> Finished {
         let began = Instant::now();
         let receipt = match self.still_granted(&claimed) {
             Err(why) => Receipt::Refused(why),
@@ -146,7 +151,7 @@ impl Courier {
         let next = next(&receipt, &claimed);
         say(&claimed, &receipt, &next);
         self.metrics.attempt(claimed.effect.capability(), receipt.kind());
-        let finished = Finished {
+        Finished {
             seq: claimed.seq,
             owner: self.owner.clone(),
             attempt: claimed.attempt,
@@ -156,9 +161,12 @@ impl Courier {
             answer: receipt.answer().to_owned(),
             in_doubt: matches!(receipt, Receipt::InDoubt(_)),
             next,
-        };
+        }
+    }
+
+    async fn finish(&self, effect: EffectId, finished: Finished) {
         if let Err(error) = self.store.finish(finished).await {
-            tracing::error!(effect = %claimed.id, %error, "a receipt was not recorded: the effect is in doubt");
+            tracing::error!(%effect, %error, "a receipt was not recorded: the effect is in doubt");
         }
     }
 

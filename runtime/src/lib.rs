@@ -49,6 +49,7 @@ pub mod store;
 pub mod task_id;
 pub mod taskcluster;
 pub mod tenant;
+mod threads;
 pub mod timing;
 mod tls;
 pub mod trial;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,7 @@ use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
 use crate::taskcluster::Taskcluster;
 use crate::tenant::Tenants;
+use crate::threads::Threads;
 use crate::timing::Timing;
 use gone::Gone;
 pub use live::{ChangeError, Live, Wanted};
@@ -98,6 +100,9 @@ pub enum StartError {
     /// A destination cannot be made ready.
     #[error(transparent)]
     Sink(#[from] SinkError),
+    /// No more threads.
+    #[error("start the courier's threads: {0}")]
+    Threads(#[from] std::io::Error),
 }
 
 impl Service {
@@ -132,6 +137,7 @@ impl Service {
                 taskcluster,
                 stop: stop_courier.clone(),
                 ended: ended.clone(),
+                threads: Threads::start("courier", Builder::new_multi_thread().enable_all())?,
                 attempts: attempts.clone(),
                 connections: connections.clone(),
                 served: Mutex::default(),

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
@@ -77,7 +78,7 @@ pub enum StoreError {
 }
 
 impl Store {
-    /// Opens the database at `sqlite:<path>`, creating and migrating it, and starts its writer on `tracker`.
+    /// Opens the database at `sqlite:<path>`, creating and migrating it, and starts its writer, on a thread that `tracker` knows of.
     /// The writer ends when the last clone of the store is gone.
     ///
     /// # Errors
@@ -95,7 +96,17 @@ impl Store {
         let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
         let (health_sender, health) = watch::channel(Health::Ready);
         let (effects_due_sender, effects_due) = watch::channel(());
-        tracker.spawn(writer::run(path, connection, writes, health_sender, effects_due_sender));
+        let writing = writer::run(path.clone(), connection, writes, health_sender, effects_due_sender);
+        let runtime = Builder::new_current_thread().enable_time().build().map_err(|error| open(error.into()))?;
+        let running = tracker.token();
+        // A thread of its own: each statement it waits for would wait for a turn among all tasks otherwise.
+        std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || {
+                runtime.block_on(writing);
+                drop(running);
+            })
+            .map_err(|error| open(error.into()))?;
         Ok(Self { writer, reader, health, effects_due })
     }
 

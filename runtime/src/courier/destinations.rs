@@ -17,6 +17,7 @@ use super::sinks::webhook::Webhook;
 use super::sinks::{Sink, SinkError};
 use crate::config::Account;
 use crate::taskcluster::Taskcluster;
+use crate::threads::Threads;
 
 /// Who we are, by destination; nobody where effects are captured.
 pub type Accounts = BTreeMap<String, Option<Account>>;
@@ -31,6 +32,8 @@ pub struct Destinations {
     pub stop: CancellationToken,
     /// Cancelled when a part ends that nobody asked to.
     pub ended: CancellationToken,
+    /// Where it works, whatever intake is doing.
+    pub threads: Threads,
     /// The attempts.
     pub attempts: TaskTracker,
     /// The tasks of sinks, which end once no sink is left.
@@ -93,12 +96,13 @@ impl Destinations {
             let serve = courier.serve(destination.clone(), Arc::new(sink), stop.clone(), self.attempts.clone());
             let ended = self.ended.clone().drop_guard();
             let asked = stop.clone();
-            self.attempts.spawn(async move {
+            let serving = async move {
                 serve.await;
                 if asked.is_cancelled() {
                     ended.disarm();
                 }
-            });
+            };
+            self.attempts.spawn_on(serving, self.threads.handle());
             served.insert(destination, Served { account, stop });
         }
         gone
@@ -115,7 +119,10 @@ impl Destinations {
             Some(Account::Ses(ses)) => Sink::Ses(Box::new(Ses::new(ses).await)),
             Some(Account::Sns(aws)) => Sink::Sns(Box::new(Sns::new(&aws).await)),
             Some(Account::S3(s3)) => Sink::S3(Box::new(S3::new(s3, Arc::clone(&self.taskcluster)).await)),
-            Some(Account::Irc(irc)) => Sink::Irc(Irc::start(irc, &self.connections, &self.ended)),
+            Some(Account::Irc(irc)) => {
+                let _here = self.threads.handle().enter();
+                Sink::Irc(Irc::start(irc, &self.connections, &self.ended))
+            }
             Some(Account::Amqp(broker)) => Sink::Amqp(Box::new(Amqp::new(broker))),
             Some(Account::Webhook(account)) => Sink::Webhook(Box::new(Webhook::new(account)?)),
         })

@@ -63,6 +63,7 @@ impl Write {
                 Self::Retried(retried) => retried.invocation.bytes(),
                 Self::Bury(dead) => dead.delivery.body.len(),
                 Self::Registry(RegistryChange::Deploy(deployment)) => deployment.wasm.len(),
+                Self::Claim(claim) => claim.limit as usize * ROW_WEIGHT,
                 _ => 0,
             }
     }
