@@ -10,14 +10,13 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::effect::EffectId;
 use crate::metrics::Metrics;
 use crate::retry;
-use crate::store::{Claim, Claimed, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
+use crate::store::{Claimed, Claimer, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
 use crate::tenant::{TENANT_REMOVED, Tenants};
 use crate::timing::Timing;
 use sinks::Sink;
@@ -79,7 +78,7 @@ pub struct Courier {
     /// Notes how long it takes.
     pub timing: Timing,
     /// The rows of what is being performed, whose leases are kept.
-    pub in_flight: Mutex<HashSet<i64>>,
+    pub in_flight: Arc<Mutex<HashSet<i64>>>,
 }
 
 impl Courier {
@@ -98,45 +97,28 @@ impl Courier {
         stop: CancellationToken,
         tracker: TaskTracker,
     ) {
-        let slots = Arc::new(Semaphore::new(sink.concurrency()));
-        let mut due = self.store.effects_due();
+        let (owner, in_flight) = (self.owner.clone(), Arc::clone(&self.in_flight));
+        let claimer = Claimer { owner, destination, slots: Arc::new(Semaphore::new(sink.concurrency())), in_flight };
         while !stop.is_cancelled() {
-            let Some(mut permits) = free_slots(&slots).await else { return };
-            if stop.is_cancelled() {
-                return;
-            }
-            due.mark_unchanged();
-            let limit = u32::try_from(permits.num_permits()).unwrap_or(u32::MAX);
-            let (owner, in_flight) = (self.owner.clone(), self.in_flight());
-            let claim = Claim { owner, destination: destination.clone(), limit, in_flight };
-            let claimed = match self.store.claim(claim).await {
+            let claimed = match self.store.claim_when_due(claimer.clone(), &stop).await {
                 Ok(claimed) => claimed,
                 Err(StoreError::Closed) => return,
                 Err(error) => {
                     tracing::error!(%error, "claim");
-                    Vec::new()
+                    drop(tokio::time::timeout(TRY_AGAIN, stop.cancelled()).await);
+                    continue;
                 }
             };
-            let none = claimed.is_empty();
-            for claimed in claimed {
+            for (claimed, slot) in claimed {
                 let (in_flight, sink, id) = (InFlight::begin(&self, claimed.seq), Arc::clone(&sink), claimed.id);
-                let permit = permits.split(1);
                 tracker.spawn(async move {
                     let courier = Arc::clone(&in_flight.courier);
                     let finished = courier.attempt(&sink, claimed).await;
-                    // The next one may go out while the database notes what came of this one.
-                    drop(permit);
-                    courier.finish(id, finished).await;
+                    if let Err(error) = courier.store.finish(finished, slot).await {
+                        tracing::error!(effect = %id, %error, "a receipt was not recorded: the effect is in doubt");
+                    }
                     drop(in_flight);
                 });
-            }
-            drop(permits);
-            if none {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    _ = due.changed() => {}
-                    () = tokio::time::sleep(LOOK_EVERY) => {}
-                }
             }
         }
     }
@@ -161,12 +143,6 @@ impl Courier {
             answer: receipt.answer().to_owned(),
             in_doubt: matches!(receipt, Receipt::InDoubt(_)),
             next,
-        }
-    }
-
-    async fn finish(&self, effect: EffectId, finished: Finished) {
-        if let Err(error) = self.store.finish(finished).await {
-            tracing::error!(%effect, %error, "a receipt was not recorded: the effect is in doubt");
         }
     }
 
@@ -216,15 +192,6 @@ impl Drop for InFlight {
     }
 }
 
-/// All slots that are free, at least one.
-async fn free_slots(slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    let mut permits = Arc::clone(slots).acquire_owned().await.ok()?;
-    while let Ok(more) = Arc::clone(slots).try_acquire_owned() {
-        permits.merge(more);
-    }
-    Some(permits)
-}
-
 /// What a receipt leads to.
 fn next(receipt: &Receipt, claimed: &Claimed) -> Next {
     let later = || match retry::next_try_ms(claimed.failures + 1, claimed.created_ms, now_ms()) {
@@ -262,6 +229,6 @@ fn say(claimed: &Claimed, receipt: &Receipt, next: &Next) {
     }
 }
 
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 const PRUNE_EVERY: Duration = Duration::from_secs(60);

@@ -130,7 +130,7 @@ impl Service {
                 keep,
                 metrics: Arc::clone(&metrics),
                 timing: timing.clone(),
-                in_flight: Mutex::default(),
+                in_flight: Arc::default(),
             });
             let all = Destinations {
                 courier: Arc::clone(&courier),

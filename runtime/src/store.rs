@@ -9,6 +9,7 @@ mod records;
 mod registry;
 mod rows;
 mod sqlite;
+mod standing;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,8 @@ use std::sync::{Arc, Mutex};
 use jiff::Timestamp;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::runtime::Builder;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use rows::*;
@@ -32,7 +34,6 @@ pub struct Store {
     writer: mpsc::Sender<(Write, oneshot::Sender<Result<Written, StoreError>>)>,
     reader: SqlitePool,
     health: watch::Receiver<Health>,
-    effects_due: watch::Receiver<()>,
 }
 
 /// Whether the database takes what it is given.
@@ -95,8 +96,7 @@ impl Store {
             SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(sqlite::options(&path).read_only(true));
         let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
         let (health_sender, health) = watch::channel(Health::Ready);
-        let (effects_due_sender, effects_due) = watch::channel(());
-        let writing = writer::run(path.clone(), connection, writes, health_sender, effects_due_sender);
+        let writing = writer::run(path.clone(), connection, writes, health_sender);
         let runtime = Builder::new_current_thread().enable_time().build().map_err(|error| open(error.into()))?;
         let running = tracker.token();
         // A thread of its own: each statement it waits for would wait for a turn among all tasks otherwise.
@@ -107,7 +107,7 @@ impl Store {
                 drop(running);
             })
             .map_err(|error| open(error.into()))?;
-        Ok(Self { writer, reader, health, effects_due })
+        Ok(Self { writer, reader, health })
     }
 
     /// Commits what intake decided about an event, with everything its plugins asked for.
@@ -173,12 +173,38 @@ impl Store {
         }
     }
 
-    /// Records how an attempt ended. Only the attempt that holds the claim changes the effect.
+    /// Claims as [`Store::claim`] does, as soon as there is something and a slot for it; nothing only when told to
+    /// `stop`. Each effect comes with its slot.
+    ///
+    /// # Errors
+    /// As [`Store::claim`].
+    pub async fn claim_when_due(
+        &self,
+        claimer: Claimer,
+        stop: &CancellationToken,
+    ) -> Result<Vec<(Claimed, Option<OwnedSemaphorePermit>)>, StoreError> {
+        let destination = claimer.destination.clone();
+        let mut claimed = self.hand_in(Write::ClaimWhenDue(claimer)).await?;
+        let claimed = tokio::select! {
+            claimed = &mut claimed => claimed,
+            () = stop.cancelled() => {
+                self.write(Write::EndClaims { destination }).await?;
+                claimed.await
+            }
+        };
+        match claimed.map_err(|_| StoreError::Closed)?? {
+            Written::ClaimedInto(claimed) => Ok(claimed),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Records how an attempt ended. Only the attempt that holds the claim changes the effect. Its slot is free for what is
+    /// claimed in the same transaction.
     ///
     /// # Errors
     /// As [`Store::settle`].
-    pub async fn finish(&self, finished: Finished) -> Result<(), StoreError> {
-        self.write(Write::Finish(finished)).await.map(drop)
+    pub async fn finish(&self, finished: Finished, slot: Option<OwnedSemaphorePermit>) -> Result<(), StoreError> {
+        self.write(Write::Finish(finished, slot)).await.map(drop)
     }
 
     /// Extends the leases of effects, named by their rows, that `owner` is performing.
@@ -284,16 +310,14 @@ impl Store {
         self.health.clone()
     }
 
-    /// Changes when this process has committed something that may have made an effect due.
-    #[must_use]
-    pub fn effects_due(&self) -> watch::Receiver<()> {
-        self.effects_due.clone()
+    async fn write(&self, write: Write) -> Result<Written, StoreError> {
+        self.hand_in(write).await?.await.map_err(|_| StoreError::Closed)?
     }
 
-    async fn write(&self, write: Write) -> Result<Written, StoreError> {
+    async fn hand_in(&self, write: Write) -> Result<oneshot::Receiver<Result<Written, StoreError>>, StoreError> {
         let (reply, written) = oneshot::channel();
         self.writer.send((write, reply)).await.map_err(|_| StoreError::Closed)?;
-        written.await.map_err(|_| StoreError::Closed)?
+        Ok(written)
     }
 }
 

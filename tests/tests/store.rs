@@ -47,7 +47,7 @@ impl Opened {
             in_doubt: outcome == "in doubt",
             next,
         };
-        Ok(self.store.finish(finished).await?)
+        Ok(self.store.finish(finished, None).await?)
     }
 
     /// As if the database had been away for longer than a lease.

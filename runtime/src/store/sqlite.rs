@@ -90,7 +90,7 @@ pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write]) -
     for ((place, write), slot) in writes.iter().enumerate().zip(&mut written) {
         match write {
             Write::Settle(settled) if settled.basis == Basis::Delivery => deliveries.push((place, settled)),
-            Write::Finish(ended) => {
+            Write::Finish(ended, _) => {
                 finished.push(ended);
                 *slot = Some(Written::Nothing);
             }
@@ -120,7 +120,7 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
         Write::DueEvents { room } => Written::Events(events::due_events(connection, now_ms(), room).await?),
         Write::DueRetries { room } => Written::Retries(invocations::due_retries(connection, now_ms(), room).await?),
         Write::Claim(claim) => Written::Claimed(effects::claim(connection, claim).await?),
-        Write::Finish(finished) => {
+        Write::Finish(finished, _) => {
             attempts::finish_all(connection, &[finished]).await?;
             Written::Nothing
         }
@@ -131,6 +131,7 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
             Written::Nothing
         }
+        Write::ClaimWhenDue(_) | Write::EndClaims { .. } => Written::Nothing,
         Write::Withdraw(withdrawn) => Written::Count(withdrawn::withdraw(connection, &now(withdrawn), now_ms()).await?),
         Write::Prune { before_ms } => {
             registry::prune(connection).await?;

@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sqlx::{Connection, SqliteConnection};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::queue::Queue;
 use super::rows::{
-    Binding, Changed, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Finished, ROW_WEIGHT, RegistryChange,
-    Retried, Room, Settled, Verdict, Withdrawn,
+    Binding, Changed, Claim, Claimed, Claimer, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation,
+    Outcome, ROW_WEIGHT, RegistryChange, Retried, Room, Settled, Verdict, Withdrawn,
 };
+use super::standing::{Standing, Tried};
 use super::{Health, StoreError, sqlite};
 
 /// One thing to write.
@@ -20,17 +22,37 @@ pub(super) enum Write {
     Settle(Settled),
     Retried(Retried),
     Bury(DeadDelivery),
-    DueEvents { room: Room },
-    DueRetries { room: Room },
+    DueEvents {
+        room: Room,
+    },
+    DueRetries {
+        room: Room,
+    },
     Claim(Claim),
-    Finish(Finished),
-    Renew { owner: String, effects: Vec<i64> },
+    ClaimWhenDue(Claimer),
+    /// Answers the claims that wait for something due there with nothing.
+    EndClaims {
+        destination: String,
+    },
+    Finish(Finished, Option<OwnedSemaphorePermit>),
+    Renew {
+        owner: String,
+        effects: Vec<i64>,
+    },
     ProbeNow,
     Registry(RegistryChange),
     Withdraw(Arc<Mutex<Withdrawn>>),
-    Prune { before_ms: i64 },
-    Bindings { queue: String, bindings: Vec<Binding> },
-    Unbound { queue: String, binding: Binding },
+    Prune {
+        before_ms: i64,
+    },
+    Bindings {
+        queue: String,
+        bindings: Vec<Binding>,
+    },
+    Unbound {
+        queue: String,
+        binding: Binding,
+    },
 }
 
 impl Write {
@@ -45,7 +67,9 @@ impl Write {
             | Self::DueEvents { .. }
             | Self::DueRetries { .. }
             | Self::Claim(_)
-            | Self::Finish(_)
+            | Self::ClaimWhenDue(_)
+            | Self::EndClaims { .. }
+            | Self::Finish(..)
             | Self::Renew { .. }
             | Self::ProbeNow
             | Self::Withdraw(_)
@@ -68,10 +92,27 @@ impl Write {
             }
     }
 
-    /// Whether couriers should look again once it is committed.
-    const fn may_make_an_effect_due(&self) -> bool {
-        matches!(self, Self::Settle(_) | Self::Retried(_) | Self::Finish(_) | Self::ProbeNow)
+    /// Notes what couriers may find due once it is written, and makes room for it.
+    fn announce<R>(&mut self, claims: &mut Standing<R>) {
+        match self {
+            Self::Settle(Settled { fate: Fate::Planned(invocations), .. }) => {
+                invocations.iter().for_each(|invocation| announce(invocation, claims));
+            }
+            Self::Retried(retried) => announce(&retried.invocation, claims),
+            // The next one to the same recipient.
+            Self::Finish(finished, slot) => {
+                claims.may_be_due(&finished.destination);
+                drop(slot.take());
+            }
+            Self::ProbeNow => claims.all_may_be_due(),
+            _ => {}
+        }
     }
+}
+
+fn announce<R>(invocation: &Invocation, claims: &mut Standing<R>) {
+    let Outcome::Done(plan) = &invocation.outcome else { return };
+    plan.effects.iter().for_each(|planned| claims.may_be_due(&planned.effect.destination()));
 }
 
 /// What came of it.
@@ -81,6 +122,7 @@ pub(super) enum Written {
     Events(Vec<DeferredEvent>),
     Retries(Vec<DueRetry>),
     Claimed(Vec<Claimed>),
+    ClaimedInto(Vec<(Claimed, Option<OwnedSemaphorePermit>)>),
     Bindings(Vec<Binding>),
     Registry(Changed),
     Count(u64),
@@ -94,27 +136,53 @@ pub(super) async fn run(
     mut connection: SqliteConnection,
     mut writes: mpsc::Receiver<(Write, Reply)>,
     health: watch::Sender<Health>,
-    effects_due: watch::Sender<()>,
 ) {
-    let (mut come, mut queue) = (Vec::with_capacity(GROUP_MAX), Queue::new());
+    let (mut come, mut queue, mut claims) = (Vec::with_capacity(GROUP_MAX), Queue::new(), Standing::<Reply>::new());
     loop {
-        if queue.is_empty() && writes.recv_many(&mut come, GROUP_MAX).await == 0 {
-            break;
+        if queue.is_empty() && !claims.is_ready() {
+            let coming = writes.recv_many(&mut come, GROUP_MAX);
+            let is_over = match claims.look_again() {
+                None => coming.await == 0,
+                Some(at) => tokio::time::timeout_at(at, coming).await.is_ok_and(|count| count == 0),
+            };
+            if is_over {
+                break;
+            }
         }
         while let Ok(more) = writes.try_recv() {
             come.push(more);
         }
         for (write, reply) in come.drain(..) {
-            let (whose, weight) = (write.tenant().to_owned(), write.weight());
-            queue.push(&whose, weight, (write, reply));
+            match write {
+                Write::ClaimWhenDue(claimer) => claims.push(claimer, reply),
+                Write::EndClaims { destination } => {
+                    for reply in claims.end(&destination).into_iter().chain([reply]) {
+                        drop(reply.send(Ok(Written::Nothing)));
+                    }
+                }
+                write => {
+                    let (whose, weight) = (write.tenant().to_owned(), write.weight());
+                    queue.push(&whose, weight, (write, reply));
+                }
+            }
         }
-        let group = queue.group(GROUP_MAX, GROUP_WEIGHT_MAX);
-        let (writes, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        let may_be_due = writes.iter().any(Write::may_make_an_effect_due);
+        let mut group = queue.group(GROUP_MAX, GROUP_WEIGHT_MAX);
+        group.iter_mut().for_each(|(write, _)| write.announce(&mut claims));
+        if claims.look_again().is_some_and(|at| at <= Instant::now()) {
+            claims.all_may_be_due();
+        }
+        // What the group makes due is claimed in the same transaction.
+        let mut tried = claims.ready(CLAIMS_MAX);
+        tried.retain(|tried| !tried.reply.is_closed());
+        if group.is_empty() && tried.is_empty() {
+            continue;
+        }
+        let (mut group, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        group.extend(tried.iter().map(|tried| Write::Claim(tried.claim.clone())));
         let written = loop {
-            match commit(&mut connection, &writes).await {
+            match commit(&mut connection, &group).await {
                 Ok(written) => break written,
-                Err(error) if replies.iter().all(Reply::is_closed) => {
+                Err(error) if replies.iter().chain(tried.iter().map(|tried| &tried.reply)).all(Reply::is_closed) => {
                     tracing::error!(%error, "database unavailable, and nobody waits for these writes any more");
                     break Vec::new();
                 }
@@ -132,17 +200,32 @@ pub(super) async fn run(
             tracing::info!("database takes writes again");
             health.send_replace(Health::Ready);
         }
-        for (reply, written) in replies.into_iter().zip(written) {
-            // Whoever asked may have gone away; the write stands.
-            drop(reply.send(written));
-        }
-        if may_be_due {
-            effects_due.send_replace(());
-        }
+        let mut written = written.into_iter();
+        // Whoever asked may have gone away; the write stands.
+        replies.into_iter().zip(&mut written).for_each(|(reply, written)| drop(reply.send(written)));
+        tried.into_iter().zip(written).for_each(|(tried, written)| answer(tried, written, &mut claims));
     }
     if let Err(error) = connection.close().await {
         tracing::warn!(%error, "close database");
     }
+}
+
+/// Hands over what was claimed, each with its slot; a claim that found nothing waits on.
+fn answer(tried: Tried<Reply>, written: Result<Written, StoreError>, claims: &mut Standing<Reply>) {
+    let Tried { claim, claimer, mut slots, reply } = tried;
+    let claimed = match written {
+        Ok(Written::Claimed(claimed)) => claimed,
+        Ok(_) => Vec::new(),
+        Err(error) => return drop(reply.send(Err(error))),
+    };
+    if claimed.len() < claim.limit as usize {
+        claims.nothing_is_due(&claim.destination);
+    }
+    if claimed.is_empty() {
+        return claims.push(claimer, reply);
+    }
+    let with_slots = claimed.into_iter().map(|claimed| (claimed, slots.split(1))).collect();
+    drop(reply.send(Ok(Written::ClaimedInto(with_slots))));
 }
 
 /// Commits a group. When the engine refuses it for what it contains, its members are committed one by one, so that only
@@ -190,4 +273,6 @@ fn is_about_content(error: &sqlx::Error) -> bool {
 const GROUP_MAX: usize = 512;
 /// A group of more than this would keep the others waiting for tens of milliseconds.
 const GROUP_WEIGHT_MAX: usize = 1 << 20;
+/// Claims in one group.
+const CLAIMS_MAX: usize = 64;
 const PAUSE: Duration = Duration::from_millis(500);
