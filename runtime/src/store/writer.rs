@@ -138,6 +138,7 @@ pub(super) async fn run(
     health: watch::Sender<Health>,
 ) {
     let (mut come, mut queue, mut claims) = (Vec::with_capacity(GROUP_MAX), Queue::new(), Standing::<Reply>::new());
+    let mut neighbours = Neighbours::default();
     loop {
         if queue.is_empty() && !claims.is_ready() {
             let coming = writes.recv_many(&mut come, GROUP_MAX);
@@ -162,11 +163,12 @@ pub(super) async fn run(
                 }
                 write => {
                     let (whose, weight) = (write.tenant().to_owned(), write.weight());
+                    neighbours.saw(&whose);
                     queue.push(&whose, weight, (write, reply));
                 }
             }
         }
-        let mut group = queue.group(GROUP_MAX, GROUP_WEIGHT_MAX);
+        let mut group = queue.group(GROUP_MAX, neighbours.group_weight_max());
         group.iter_mut().for_each(|(write, _)| write.announce(&mut claims));
         if claims.look_again().is_some_and(|at| at <= Instant::now()) {
             claims.all_may_be_due();
@@ -207,6 +209,31 @@ pub(super) async fn run(
     }
     if let Err(error) = connection.close().await {
         tracing::warn!(%error, "close database");
+    }
+}
+
+/// Whether several tenants write these days.
+#[derive(Default)]
+struct Neighbours {
+    last: String,
+    changed: Option<Instant>,
+}
+
+impl Neighbours {
+    fn saw(&mut self, tenant: &str) {
+        if !tenant.is_empty() && tenant != self.last {
+            if !self.last.is_empty() {
+                self.changed = Some(Instant::now());
+            }
+            tenant.clone_into(&mut self.last);
+        }
+    }
+
+    fn group_weight_max(&self) -> usize {
+        match self.changed {
+            Some(changed) if changed.elapsed() < NEIGHBOURS_FOR => SHARED_GROUP_WEIGHT_MAX,
+            Some(_) | None => GROUP_WEIGHT_MAX,
+        }
     }
 }
 
@@ -271,8 +298,12 @@ fn is_about_content(error: &sqlx::Error) -> bool {
 }
 
 const GROUP_MAX: usize = 512;
-/// A group of more than this would keep the others waiting for tens of milliseconds.
+/// A group of one tenant alone: the larger, the less each write costs.
 const GROUP_WEIGHT_MAX: usize = 1 << 20;
+/// A group where several tenants write: more would keep the others waiting for more than a few milliseconds.
+const SHARED_GROUP_WEIGHT_MAX: usize = 256 << 10;
+/// For how long a tenant that wrote is one who may write again.
+const NEIGHBOURS_FOR: Duration = Duration::from_secs(10);
 /// Claims in one group.
 const CLAIMS_MAX: usize = 64;
 const PAUSE: Duration = Duration::from_millis(500);
