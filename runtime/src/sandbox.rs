@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tokio::runtime::Runtime;
+use tokio::runtime::Builder;
 use wasmtime::component::Linker;
 use wasmtime::{Engine, Store};
 
@@ -31,6 +31,7 @@ use crate::effect::{Origin, Plan};
 use crate::fair::Slots;
 use crate::grant::{About, Grant};
 use crate::intake::task::TaskReads;
+use crate::threads::Threads;
 use budget::{CpuMeter, Metered, Processors, Turns};
 use guest::{Guest, Record};
 
@@ -38,7 +39,7 @@ use guest::{Guest, Record};
 pub struct Sandbox {
     engine: Engine,
     linker: Linker<Guest>,
-    threads: Option<Runtime>,
+    threads: Threads,
     /// Calls under way, waiting or not.
     calls: Slots,
     /// Processors: what a guest runs on until its next tick.
@@ -114,18 +115,14 @@ impl Sandbox {
         let engine = engine::engine().map_err(StartError::Engine)?;
         let linker = guest::linker(&engine).map_err(StartError::Engine)?;
         let processors = std::thread::available_parallelism()?.get();
-        let threads = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(processors)
-            .thread_name("guest")
-            // A call that comes in, and a time limit that is over, wait for one tick of those that run and not for dozens.
-            .global_queue_interval(1)
-            .event_interval(8)
-            .enable_time()
-            .build()?;
+        let mut builder = Builder::new_multi_thread();
+        // A call that comes in, and a time limit that is over, wait for one tick of those that run and not for dozens.
+        builder.global_queue_interval(1).event_interval(8).enable_time();
+        let threads = Threads::start("guest", &mut builder)?;
         let calls = Slots::new(engine::CALLS_MAX, CALLS_PER_TENANT_MAX);
         let processors = Processors::new(processors);
         let ticker = engine::Ticker::start(&engine)?;
-        Ok(Arc::new(Self { engine, linker, threads: Some(threads), calls, processors, _ticker: ticker }))
+        Ok(Arc::new(Self { engine, linker, threads, calls, processors, _ticker: ticker }))
     }
 
     /// Checks and compiles a component in this process, for as long as that takes. Nothing but its size bounds what that
@@ -161,8 +158,7 @@ impl Sandbox {
     pub async fn invoke(&self, version: &Version, invocation: Invocation) -> Report {
         let slot = self.calls.take(&invocation.event.tenant).await;
         let (engine, pre, processors) = (self.engine.clone(), version.pre.clone(), self.processors.clone());
-        let Some(threads) = &self.threads else { return Report::broken("the sandbox is shut down".into()) };
-        let call = threads.spawn(async move {
+        let call = self.threads.handle().spawn(async move {
             let _slot = slot;
             call(&engine, &pre, invocation, processors).await
         });
@@ -213,18 +209,7 @@ impl Sandbox {
     }
 
     async fn timed(&self, calls: impl Future<Output = Vec<Duration>> + Send + 'static) -> Vec<Duration> {
-        match &self.threads {
-            Some(threads) => threads.spawn(calls).await.unwrap_or_default(),
-            None => Vec::new(),
-        }
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        if let Some(threads) = self.threads.take() {
-            threads.shutdown_background();
-        }
+        self.threads.handle().spawn(calls).await.unwrap_or_default()
     }
 }
 

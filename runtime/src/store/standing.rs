@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn all_are_tried_again_after_a_while() {
         let mut standing = standing(&["a", "b"]);
-        ["a", "b"].map(|destination| standing.nothing_is_due(destination));
+        ["a", "b"].iter().for_each(|destination| standing.nothing_is_due(destination));
         let before = standing.look_again().expect("two wait");
         standing.all_may_be_due();
         assert!(standing.look_again().expect("two wait") >= before);
