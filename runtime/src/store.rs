@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use rows::*;
+pub use standing::Claimer;
 use writer::{Write, Written};
 
 /// The database. Cheap to clone.

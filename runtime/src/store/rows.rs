@@ -3,10 +3,8 @@
 mod records;
 mod registry;
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::effect::{Effect, EffectId, EventKey, Hash, Plan};
 use crate::grant::quota::Quotas;
@@ -245,43 +243,6 @@ pub struct Claim {
     pub limit: u32,
     /// The rows this owner is performing: not taken over, though the database was away for longer than a lease.
     pub in_flight: Vec<i64>,
-}
-
-/// Who claims whatever is due at a destination, as far as there is room for it.
-#[derive(Clone, Debug)]
-pub struct Claimer {
-    /// Who.
-    pub owner: String,
-    /// Of which destination.
-    pub destination: String,
-    /// One for each effect that can be performed at the same time.
-    pub slots: Arc<Semaphore>,
-    /// The rows this owner is performing.
-    pub in_flight: Arc<Mutex<HashSet<i64>>>,
-}
-
-impl Claimer {
-    /// Whether a slot is free.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.slots.available_permits() > 0
-    }
-
-    /// A claim for all slots that are free now, with these; none when none is.
-    #[must_use]
-    pub fn claim(&self) -> Option<(Claim, OwnedSemaphorePermit)> {
-        let mut slots = Arc::clone(&self.slots).try_acquire_owned().ok()?;
-        while let Ok(more) = Arc::clone(&self.slots).try_acquire_owned() {
-            slots.merge(more);
-        }
-        let claim = Claim {
-            owner: self.owner.clone(),
-            destination: self.destination.clone(),
-            limit: u32::try_from(slots.num_permits()).unwrap_or(u32::MAX),
-            in_flight: self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect(),
-        };
-        Some((claim, slots))
-    }
 }
 
 /// An effect that is this owner's to perform, once.

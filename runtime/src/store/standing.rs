@@ -2,12 +2,50 @@
 //! destination due, and every second, for what time alone makes due or another process wrote.
 
 use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::rows::{Claim, Claimer};
+use super::rows::Claim;
+
+/// Who claims whatever is due at a destination, as far as there is room for it.
+#[derive(Clone, Debug)]
+pub struct Claimer {
+    /// Who.
+    pub owner: String,
+    /// Of which destination.
+    pub destination: String,
+    /// One for each effect that can be performed at the same time.
+    pub slots: Arc<Semaphore>,
+    /// The rows this owner is performing.
+    pub in_flight: Arc<Mutex<HashSet<i64>>>,
+}
+
+impl Claimer {
+    /// Whether a slot is free.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.slots.available_permits() > 0
+    }
+
+    /// A claim for all slots that are free now, with these; none when none is.
+    #[must_use]
+    pub fn claim(&self) -> Option<(Claim, OwnedSemaphorePermit)> {
+        let mut slots = Arc::clone(&self.slots).try_acquire_owned().ok()?;
+        while let Ok(more) = Arc::clone(&self.slots).try_acquire_owned() {
+            slots.merge(more);
+        }
+        let claim = Claim {
+            owner: self.owner.clone(),
+            destination: self.destination.clone(),
+            limit: u32::try_from(slots.num_permits()).unwrap_or(u32::MAX),
+            in_flight: self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect(),
+        };
+        Some((claim, slots))
+    }
+}
 
 /// Claims that wait, each with whom to tell.
 pub(super) struct Standing<R> {
@@ -85,10 +123,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use tokio::sync::Semaphore;
-
     use super::*;
 
     fn claimer(destination: &str, slots: usize) -> Claimer {

@@ -11,10 +11,10 @@ use tokio::time::Instant;
 
 use super::queue::Queue;
 use super::rows::{
-    Binding, Changed, Claim, Claimed, Claimer, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation,
-    Outcome, ROW_WEIGHT, RegistryChange, Retried, Room, Settled, Verdict, Withdrawn,
+    Binding, Changed, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation, Outcome,
+    ROW_WEIGHT, RegistryChange, Retried, Room, Settled, Verdict, Withdrawn,
 };
-use super::standing::{Standing, Tried};
+use super::standing::{Claimer, Standing, Tried};
 use super::{Health, StoreError, sqlite};
 
 /// One thing to write.
