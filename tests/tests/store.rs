@@ -8,11 +8,13 @@ use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
 use pulse_notifier::grant::quota::{OverQuota, Quota};
 use pulse_notifier::intake::event::Delivery;
 use pulse_notifier::store::{
-    Basis, Claim, Claimed, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store, Verdict, Withdrawn,
+    Basis, Claim, Claimed, Claimer, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store, Verdict, Withdrawn,
 };
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const DESTINATION: &str = "email/smtp";
@@ -315,5 +317,38 @@ async fn what_waits_for_those_who_are_gone_is_ended_and_what_is_attempted_is_not
     opened.store.settle(settled("four", &["d@b.cd"])).await?;
     *gone.lock().unwrap_or_else(PoisonError::into_inner) = Withdrawn::default();
     assert_eq!(opened.store.withdraw(gone).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_claim_waits_until_something_is_due_and_a_slot_is_free_or_it_is_told_to_stop() -> Result<()> {
+    let opened = Opened::new().await?;
+    let (slots, stop) = (Arc::new(Semaphore::new(1)), CancellationToken::new());
+    let (owner, destination) = ("me".to_owned(), DESTINATION.to_owned());
+    let claimer = Claimer { owner, destination, slots: Arc::clone(&slots), in_flight: Arc::default() };
+    let settle = async { Ok(opened.store.settle(settled("one", &["a@b.cd", "b@b.cd"])).await?) };
+    let claim = async { Ok::<_, anyhow::Error>(opened.store.claim_when_due(claimer.clone(), &stop).await?) };
+    let (mut claimed, _) = tokio::try_join!(claim, settle)?;
+    let (first, slot) = claimed.pop().context("one")?;
+    assert!(claimed.is_empty() && slots.available_permits() == 0, "there was one slot");
+    // The next one is claimed in the transaction that notes how the first one ended.
+    let finished = Finished {
+        seq: first.seq,
+        owner: "me".into(),
+        attempt: first.attempt,
+        destination: DESTINATION.into(),
+        ended_ms: 1,
+        outcome: "delivered",
+        answer: "answer".into(),
+        in_doubt: false,
+        next: Next::Delivered,
+    };
+    let finish = async { Ok(opened.store.finish(finished, slot).await?) };
+    let claim = async { Ok::<_, anyhow::Error>(opened.store.claim_when_due(claimer.clone(), &stop).await?) };
+    let (claimed, ()) = tokio::try_join!(claim, finish)?;
+    assert_eq!(claimed.iter().map(|(claimed, _)| claimed.effect.recipient()).collect::<Vec<_>>(), ["b@b.cd"]);
+    drop(claimed);
+    stop.cancel();
+    assert!(opened.store.claim_when_due(claimer, &stop).await?.is_empty());
     Ok(())
 }
