@@ -77,14 +77,15 @@ impl Broker {
 
     /// Kills the node with SIGKILL. What was declared durable stays, even if it was declared just now.
     pub async fn kill(&mut self) -> Result<()> {
-        // A node writes its tables to disk when a parameter changes, otherwise two seconds later; a frozen one cannot.
-        let parameter = serde_json::json!({ "value": RandomState::new().hash_one(()) });
-        let _ = self.node.manage("PUT", "/api/global-parameters/kill", &parameter.to_string()).await;
+        // A frozen one cannot, and has.
+        let _ = self.write_tables().await;
         self.keeper.kill()
     }
 
-    /// Stops the node in its tracks with SIGSTOP: its sockets stay open and say nothing.
-    pub fn freeze(&mut self) -> Result<()> {
+    /// Stops the node in its tracks with SIGSTOP: its sockets stay open and say nothing. What was declared durable
+    /// before stays, even if the node is killed as it is.
+    pub async fn freeze(&mut self) -> Result<()> {
+        self.write_tables().await?;
         self.keeper.signal("STOP")?;
         // The signal is sent; each thread stops when it next looks.
         let stopped = |task: fs::DirEntry| {
@@ -96,6 +97,12 @@ impl Broker {
             std::thread::yield_now();
         }
         Ok(())
+    }
+
+    /// A node writes its tables to disk when a parameter changes, otherwise two seconds later.
+    async fn write_tables(&self) -> Result<()> {
+        let parameter = serde_json::json!({ "value": RandomState::new().hash_one(()) });
+        self.node.manage("PUT", "/api/global-parameters/written", &parameter.to_string()).await.map(drop)
     }
 
     /// Lets a frozen node go on.

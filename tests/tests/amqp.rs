@@ -419,7 +419,7 @@ async fn a_message_that_was_written_and_not_confirmed_is_in_doubt_and_one_that_w
     let sink = sink(account(&vhost, vhost.owner()));
     let delivered = Receipt::Delivered("unrouted".into());
     assert_eq!(sink.perform(&claimed(0, "builds", true)).await, delivered);
-    broker.freeze()?;
+    broker.freeze().await?;
     let written = claimed(1, "builds", true);
     let (written, killed) = tokio::join!(sink.perform(&written), broker.kill());
     killed?;

@@ -82,7 +82,7 @@ async fn a_broker_freezes_thaws_dies_and_starts_again_with_its_durable_message()
     vhost.declare_queue("kept", Queue::Classic).await?;
     vhost.publish("", "kept", &[], b"{}").await?;
 
-    broker.freeze()?;
+    broker.freeze().await?;
     assert!(tokio::time::timeout(Duration::from_millis(100), vhost.ready("kept")).await.is_err());
     broker.thaw()?;
     assert_eq!(vhost.ready("kept").await?, Some(1));
