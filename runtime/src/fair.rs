@@ -3,8 +3,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// So many slots. Clones give out the same ones.
 #[derive(Clone)]
@@ -21,12 +23,21 @@ pub struct Slot {
 /// A place in the queue for a slot.
 pub type Place = oneshot::Receiver<Slot>;
 
+/// Whether several compete these days. Who did so a moment ago may do so again.
+#[derive(Default)]
+pub struct Company {
+    last: String,
+    changed: Option<Instant>,
+}
+
 struct Shared {
     each_max: usize,
+    alone_max: usize,
     state: Mutex<State>,
 }
 
 struct State {
+    company: Company,
     free: usize,
     /// How many were given to those who had to wait, which orders those who hold equally many.
     given: u64,
@@ -45,8 +56,15 @@ impl Slots {
     /// `count` slots, of which nobody holds more than `each_max` at a time; at least one of either.
     #[must_use]
     pub fn new(count: usize, each_max: usize) -> Self {
-        let state = Mutex::new(State { free: count.max(1), given: 0, holders: HashMap::new() });
-        Self { shared: Arc::new(Shared { each_max: each_max.max(1), state }) }
+        Self::with_more_alone(count, each_max, each_max)
+    }
+
+    /// As [`Slots::new`], and up to `alone_max` for one who has been alone for a while.
+    #[must_use]
+    pub fn with_more_alone(count: usize, each_max: usize, alone_max: usize) -> Self {
+        let state = State { company: Company::default(), free: count.max(1), given: 0, holders: HashMap::new() };
+        let (each_max, alone_max) = (each_max.max(1), alone_max.max(1));
+        Self { shared: Arc::new(Shared { each_max, alone_max, state: Mutex::new(state) }) }
     }
 
     /// A slot for one of those that compete for them. Giving up waiting for it loses nothing.
@@ -68,9 +86,10 @@ impl Slots {
             Some((name, _)) => Arc::clone(name),
             None => Arc::from(holder),
         };
-        let is_free = state.free > 0;
+        state.company.saw(holder);
+        let (is_free, each_max) = (state.free > 0, self.shared.each_max(&state.company));
         let entry = state.holders.entry(Arc::clone(&name)).or_default();
-        if is_free && entry.held < self.shared.each_max {
+        if is_free && entry.held < each_max {
             entry.held += 1;
             state.free -= 1;
             return Ok(Slot { slots: self.clone(), holder: name });
@@ -89,7 +108,8 @@ impl Slots {
             entry.held -= 1;
         }
         state.forget_if_done(holder);
-        while let Some((name, give)) = state.next(self.shared.each_max) {
+        let each_max = self.shared.each_max(&state.company);
+        while let Some((name, give)) = state.next(each_max) {
             unwanted.extend(give.send(Slot { slots: self.clone(), holder: name }).err());
         }
         drop(state);
@@ -99,6 +119,30 @@ impl Slots {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn each_max(&self, company: &Company) -> usize {
+        if company.is_several() { self.each_max } else { self.alone_max }
+    }
+}
+
+impl Company {
+    /// This one competes.
+    pub fn saw(&mut self, name: &str) {
+        if name != self.last {
+            if !self.last.is_empty() {
+                self.changed = Some(Instant::now());
+            }
+            name.clone_into(&mut self.last);
+        }
+    }
+
+    /// Whether it was not one alone in the last seconds.
+    #[must_use]
+    pub fn is_several(&self) -> bool {
+        self.changed.is_some_and(|changed| changed.elapsed() < REMEMBERED)
     }
 }
 
@@ -136,6 +180,9 @@ impl Drop for Slot {
         self.slots.give_back(&self.holder);
     }
 }
+
+/// For how long one who competed is one who may do so again.
+const REMEMBERED: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -198,6 +245,20 @@ mod tests {
         assert!(has(&mut third).is_none());
         drop(held);
         assert!(has(&mut third).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_alone_holds_more_until_another_comes_and_a_while_after_it_has_gone() {
+        let slots = Slots::with_more_alone(9, 1, 3);
+        let mut held: Vec<_> = (0..3).map(|_| hold(&slots, "a")).collect();
+        drop(hold(&slots, "b"));
+        let mut place = wait(&slots, "a");
+        held.truncate(1);
+        assert!(has(&mut place).is_none(), "it holds what each may hold");
+        tokio::time::advance(REMEMBERED).await;
+        let again = hold(&slots, "a");
+        drop(again);
+        assert!(has(&mut place).is_some());
     }
 
     #[test]

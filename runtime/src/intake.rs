@@ -58,6 +58,8 @@ pub struct Intake {
     pub timing: Timing,
     /// Bounds the plans that are being made, and those that are large until they are committed.
     pub plans: Slots,
+    /// Bounds the deliveries in hand.
+    pub in_hand: Slots,
 }
 
 /// What is to be done about a delivery before it may be acked.
@@ -79,18 +81,24 @@ impl Intake {
         Slots::new(256, 32)
     }
 
+    /// Deliveries in hand at the same time, of each tenant: few where there are several, so that what one has in hand
+    /// delays the others little.
+    #[must_use]
+    pub fn in_hand() -> Slots {
+        Slots::with_more_alone(usize::MAX, IN_HAND_IN_COMPANY_MAX, Self::IN_HAND_MAX.into())
+    }
+
     /// Deliveries of one tenant in hand at the same time.
     pub const IN_HAND_MAX: u16 = 256;
 
     /// Takes in what a tenant's source delivers until it ends; each delivery is handled by a task of its own.
     pub async fn run(self: Arc<Self>, tenant: String, mut received: mpsc::Receiver<Received>, tracker: TaskTracker) {
-        let in_hand = Arc::new(Semaphore::new(Self::IN_HAND_MAX.into()));
         while let Some(received) = received.recv().await {
-            let Ok(permit) = Arc::clone(&in_hand).acquire_owned().await else { return };
+            let in_hand = self.in_hand.take(&tenant).await;
             let (intake, tenant) = (Arc::clone(&self), tenant.clone());
             tracker.spawn(async move {
                 intake.take_in(&tenant, received).await;
-                drop(permit);
+                drop(in_hand);
             });
         }
     }
@@ -374,6 +382,8 @@ fn is_fresh(event: &Event, received_ms: i64) -> bool {
 }
 
 const FRESH_MS: i64 = 60_000;
+/// Deliveries of one tenant in hand while others have some too.
+const IN_HAND_IN_COMPANY_MAX: usize = 16;
 /// What is larger waits for its commit in a place that others may need.
 const LARGE_BYTES: usize = 16 << 10;
 const LOOK_EVERY: Duration = Duration::from_secs(1);

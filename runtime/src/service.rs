@@ -147,9 +147,9 @@ impl Service {
             destinations = Some(all);
         }
         let intake = intake.map(|IntakeParts { tasks, sandbox, registry }| {
-            let (tasks, plans) = (Arc::new(tasks), Intake::plans());
+            let (tasks, plans, in_hand) = (Arc::new(tasks), Intake::plans(), Intake::in_hand());
             let (store, tenants, metrics) = (store.clone(), tenants.clone(), Arc::clone(&metrics));
-            Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans })
+            Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans, in_hand })
         });
         if let Some(intake) = &intake {
             handlers.spawn(Arc::clone(intake).run_deferred(stop_intake.clone(), handlers.clone()));
