@@ -4,6 +4,7 @@
 //! its commit, so whoever acks or sends afterwards may rely on it. Calls made at the same time share a transaction
 //! (`writer`), and nobody else writes.
 
+mod checkpoint;
 mod queue;
 mod records;
 mod registry;
@@ -97,14 +98,16 @@ impl Store {
             SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(sqlite::options(&path).read_only(true));
         let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
         let (health_sender, health) = watch::channel(Health::Ready);
-        let writing = writer::run(path.clone(), connection, writes, health_sender);
+        let (checkpoints, dues) = checkpoint::Checkpoints::new();
+        let writing = writer::run(path.clone(), connection, writes, health_sender, checkpoints);
+        let copying = checkpoint::run(path.clone(), dues);
         let runtime = Builder::new_current_thread().enable_time().build().map_err(|error| open(error.into()))?;
         let running = tracker.token();
         // A thread of its own: each statement it waits for would wait for a turn among all tasks otherwise.
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
-                runtime.block_on(writing);
+                runtime.block_on(async { tokio::join!(writing, copying) });
                 drop(running);
             })
             .map_err(|error| open(error.into()))?;
@@ -199,8 +202,8 @@ impl Store {
         }
     }
 
-    /// Records how an attempt ended. Only the attempt that holds the claim changes the effect. Its slot is free for what is
-    /// claimed in the same transaction.
+    /// Records how an attempt ended. Only the attempt that holds the claim changes the effect. Its slot is free before that
+    /// is committed: the next one need not wait for it.
     ///
     /// # Errors
     /// As [`Store::settle`].

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use end_to_end::wait;
 use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
 use pulse_notifier::grant::quota::{OverQuota, Quota};
 use pulse_notifier::intake::event::Delivery;
 use pulse_notifier::store::{
-    Basis, Claim, Claimed, Claimer, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store, Verdict, Withdrawn,
+    Basis, Claim, Claimed, Claimer, DeadDelivery, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store,
+    Verdict, Withdrawn,
 };
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -17,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+const SOON: Duration = Duration::from_secs(30);
 const DESTINATION: &str = "email/smtp";
 
 struct Opened {
@@ -32,8 +36,11 @@ impl Opened {
     }
 
     async fn claim(&self, owner: &str, in_flight: &[i64]) -> Result<Vec<Claimed>> {
-        let claim =
-            Claim { owner: owner.into(), destination: DESTINATION.into(), limit: 10, in_flight: in_flight.to_vec() };
+        let claim = Claim {
+            owner: owner.into(),
+            destinations: BTreeMap::from([(DESTINATION.into(), 10)]),
+            in_flight: in_flight.to_vec(),
+        };
         Ok(self.store.claim(claim).await?)
     }
 
@@ -351,4 +358,41 @@ async fn a_claim_waits_until_something_is_due_and_a_slot_is_free_or_it_is_told_t
     stop.cancel();
     assert!(opened.store.claim_when_due(claimer, &stop).await?.is_empty());
     Ok(())
+}
+
+#[tokio::test]
+async fn one_claim_takes_of_each_destination_what_is_wanted_of_it() -> Result<()> {
+    let opened = Opened::new().await?;
+    for (key, account) in [("one", "a"), ("two", "b"), ("three", "c")] {
+        let mut settled = settled(key, &["1@x.org", "2@x.org", "3@x.org"]);
+        let Fate::Planned(invocations) = &mut settled.fate else { continue };
+        for invocation in invocations {
+            let Outcome::Done(plan) = &mut invocation.outcome else { continue };
+            for planned in &mut plan.effects {
+                let Effect::Email(email) = &mut planned.effect else { continue };
+                email.account = account.into();
+            }
+        }
+        opened.store.settle(settled).await?;
+    }
+    let destinations = BTreeMap::from([("email/a".into(), 1), ("email/b".into(), 2), ("email/none".into(), 9)]);
+    let claimed = opened.store.claim(Claim { owner: "me".into(), destinations, in_flight: Vec::new() }).await?;
+    let mut of: Vec<_> = claimed.iter().map(|one| (one.effect.account(), one.effect.recipient())).collect();
+    of.sort_unstable();
+    assert_eq!(of, [("a", "1@x.org"), ("b", "1@x.org"), ("b", "2@x.org")]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_committed_gets_into_the_file_long_before_the_log_is_full() -> Result<()> {
+    let opened = Opened::new().await?;
+    let bytes = |name: &str| Ok::<_, anyhow::Error>(opened.folder.path().join(name).metadata()?.len());
+    for number in 0..8_u8 {
+        let body = vec![number; 1 << 20];
+        let delivery = Arc::new(Delivery { body, ..Delivery::default() });
+        let dead = DeadDelivery { tenant: "default".into(), delivery, reason: "none".into(), received_ms: 0 };
+        opened.store.bury(dead).await?;
+    }
+    assert!(bytes("s.db-wal")? < 32 << 20, "the writer has not stopped for it");
+    wait::until("it is copied", SOON, async || Ok(bytes("s.db")? > 4 << 20)).await
 }

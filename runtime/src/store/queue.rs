@@ -37,14 +37,18 @@ impl<W> Queue<W> {
         self.waiting.insert((begins, self.came), (weight, write));
     }
 
-    /// Takes a group: at least one write, at most `count`, and no more once they weigh `weight` together.
-    pub(super) fn group(&mut self, count: usize, weight: usize) -> Vec<W> {
-        let (mut group, mut weighs) = (Vec::new(), 0);
-        while group.len() < count && weighs < weight {
-            let Some(((begins, _), (weight, write))) = self.waiting.pop_first() else { break };
+    /// Takes a group: at least one write, at most `count`, and of several no more than weigh `weight_max` together, so
+    /// that light ones do not wait for a heavy one's end.
+    pub(super) fn group(&mut self, count: usize, weight_max: usize) -> Vec<W> {
+        let (mut group, mut weighs) = (Vec::new(), 0_usize);
+        while let Some(next) = self.waiting.first_entry() {
+            let ((begins, _), (weight, _)) = (*next.key(), next.get());
+            weighs = weighs.saturating_add(*weight);
+            if group.len() == count || (weighs > weight_max && !group.is_empty()) {
+                break;
+            }
             self.now = begins;
-            weighs += weight;
-            group.push(write);
+            group.push(next.remove().1);
         }
         if self.is_empty() {
             (self.now, self.came) = (0, 0);
@@ -91,9 +95,10 @@ mod tests {
     }
 
     #[test]
-    fn a_group_ends_when_it_is_heavy_and_is_never_empty() {
-        let mut queue = queue(&[("loud", 90, 1), ("loud", 80, 2), ("quiet", 1, 3)]);
+    fn a_group_ends_before_it_gets_too_heavy_and_is_never_empty() {
+        let mut queue = queue(&[("loud", 90, 1), ("loud", 80, 2), ("quiet", 1, 3), ("quiet", 2, 4)]);
         assert_eq!(queue.group(9, 50), [1]);
-        assert_eq!(queue.group(9, 50), [3, 2]);
+        assert_eq!(queue.group(9, 50), [3, 4]);
+        assert_eq!(queue.group(9, 50), [2]);
     }
 }

@@ -237,10 +237,8 @@ pub struct DueRetry {
 pub struct Claim {
     /// Who claims.
     pub owner: String,
-    /// Of which destination.
-    pub destination: String,
-    /// How many at most.
-    pub limit: u32,
+    /// Of which destinations, and how many of each at most.
+    pub destinations: BTreeMap<String, u32>,
     /// The rows this owner is performing: not taken over, though the database was away for longer than a lease.
     pub in_flight: Vec<i64>,
 }

@@ -30,20 +30,13 @@ impl Claimer {
         self.slots.available_permits() > 0
     }
 
-    /// A claim for all slots that are free now, with these; none when none is.
-    #[must_use]
-    pub fn claim(&self) -> Option<(Claim, OwnedSemaphorePermit)> {
+    /// All slots that are free now; none when none is.
+    fn free_slots(&self) -> Option<OwnedSemaphorePermit> {
         let mut slots = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         while let Ok(more) = Arc::clone(&self.slots).try_acquire_owned() {
             slots.merge(more);
         }
-        let claim = Claim {
-            owner: self.owner.clone(),
-            destination: self.destination.clone(),
-            limit: u32::try_from(slots.num_permits()).unwrap_or(u32::MAX),
-            in_flight: self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect(),
-        };
-        Some((claim, slots))
+        Some(slots)
     }
 }
 
@@ -57,10 +50,24 @@ pub(super) struct Standing<R> {
 
 /// A claim that is tried, with the slots there are for it.
 pub(super) struct Tried<R> {
-    pub claim: Claim,
     pub claimer: Claimer,
     pub slots: OwnedSemaphorePermit,
     pub reply: R,
+}
+
+impl<R> Tried<R> {
+    fn limit(&self) -> u32 {
+        u32::try_from(self.slots.num_permits()).unwrap_or(u32::MAX)
+    }
+}
+
+/// One claim for all that one owner tries at once, and what it tries; none when nothing is tried.
+pub(super) fn of_one_owner<R>(tried: &mut Vec<Tried<R>>) -> Option<(Claim, Vec<Tried<R>>)> {
+    let Claimer { owner, in_flight, .. } = tried.first()?.claimer.clone();
+    let own: Vec<_> = tried.extract_if(.., |tried| tried.claimer.owner == owner).collect();
+    let destinations = own.iter().map(|tried| (tried.claimer.destination.clone(), tried.limit())).collect();
+    let in_flight = in_flight.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+    Some((Claim { owner, destinations, in_flight }, own))
 }
 
 impl<R> Standing<R> {
@@ -102,10 +109,16 @@ impl<R> Standing<R> {
     /// Takes at most `count` of those for which there may be something and who have room for it.
     pub(super) fn ready(&mut self, count: usize) -> Vec<Tried<R>> {
         let (mut ready, mut waiting) = (Vec::new(), Vec::with_capacity(self.waiting.len()));
+        let mut tried = HashSet::new();
         for (claimer, reply) in self.waiting.drain(..) {
-            let is_wanted = ready.len() < count && !self.idle.contains(&claimer.destination);
-            match is_wanted.then(|| claimer.claim()).flatten() {
-                Some((claim, slots)) => ready.push(Tried { claim, claimer, slots, reply }),
+            let is_wanted = ready.len() < count
+                && !self.idle.contains(&claimer.destination)
+                && !tried.contains(&claimer.destination);
+            match is_wanted.then(|| claimer.free_slots()).flatten() {
+                Some(slots) => {
+                    tried.insert(claimer.destination.clone());
+                    ready.push(Tried { claimer, slots, reply });
+                }
                 None => waiting.push((claimer, reply)),
             }
         }
@@ -167,7 +180,7 @@ mod tests {
         drop(busy);
         assert!(standing.is_ready());
         let tried = standing.ready(9);
-        assert_eq!((tried[0].claim.limit, tried[0].slots.num_permits(), slots.available_permits()), (3, 3, 0));
+        assert_eq!((tried[0].limit(), slots.available_permits()), (3, 0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The one writer. Writes that wait while a transaction runs share the next one, so the busier it is, the larger the
 //! group and the fewer the waits for the disk; a lone write waits for nobody.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,13 +10,15 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::checkpoint::Checkpoints;
 use super::queue::Queue;
 use super::rows::{
     Binding, Changed, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation, Outcome,
     ROW_WEIGHT, RegistryChange, Retried, Room, Settled, Verdict, Withdrawn,
 };
-use super::standing::{Claimer, Standing, Tried};
+use super::standing::{self, Claimer, Standing, Tried};
 use super::{Health, StoreError, sqlite};
+use crate::fair::Company;
 
 /// One thing to write.
 pub(super) enum Write {
@@ -34,6 +37,7 @@ pub(super) enum Write {
     EndClaims {
         destination: String,
     },
+    /// With its slot, which is free as soon as this is here.
     Finish(Finished, Option<OwnedSemaphorePermit>),
     Renew {
         owner: String,
@@ -87,23 +91,20 @@ impl Write {
                 Self::Retried(retried) => retried.invocation.bytes(),
                 Self::Bury(dead) => dead.delivery.body.len(),
                 Self::Registry(RegistryChange::Deploy(deployment)) => deployment.wasm.len(),
-                Self::Claim(claim) => claim.limit as usize * ROW_WEIGHT,
+                Self::Claim(claim) => claim.destinations.values().sum::<u32>() as usize * ROW_WEIGHT,
                 _ => 0,
             }
     }
 
-    /// Notes what couriers may find due once it is written, and makes room for it.
-    fn announce<R>(&mut self, claims: &mut Standing<R>) {
+    /// Notes what couriers may find due once it is written.
+    fn announce<R>(&self, claims: &mut Standing<R>) {
         match self {
             Self::Settle(Settled { fate: Fate::Planned(invocations), .. }) => {
                 invocations.iter().for_each(|invocation| announce(invocation, claims));
             }
             Self::Retried(retried) => announce(&retried.invocation, claims),
             // The next one to the same recipient.
-            Self::Finish(finished, slot) => {
-                claims.may_be_due(&finished.destination);
-                drop(slot.take());
-            }
+            Self::Finish(finished, _) => claims.may_be_due(&finished.destination),
             Self::ProbeNow => claims.all_may_be_due(),
             _ => {}
         }
@@ -136,9 +137,10 @@ pub(super) async fn run(
     mut connection: SqliteConnection,
     mut writes: mpsc::Receiver<(Write, Reply)>,
     health: watch::Sender<Health>,
+    mut checkpoints: Checkpoints,
 ) {
     let (mut come, mut queue, mut claims) = (Vec::with_capacity(GROUP_MAX), Queue::new(), Standing::<Reply>::new());
-    let mut neighbours = Neighbours::default();
+    let mut company = Company::default();
     loop {
         if queue.is_empty() && !claims.is_ready() {
             let coming = writes.recv_many(&mut come, GROUP_MAX);
@@ -161,15 +163,21 @@ pub(super) async fn run(
                         drop(reply.send(Ok(Written::Nothing)));
                     }
                 }
-                write => {
+                mut write => {
+                    if let Write::Finish(_, slot) = &mut write {
+                        drop(slot.take());
+                    }
                     let (whose, weight) = (write.tenant().to_owned(), write.weight());
-                    neighbours.saw(&whose);
+                    if !whose.is_empty() {
+                        company.saw(&whose);
+                    }
                     queue.push(&whose, weight, (write, reply));
                 }
             }
         }
-        let mut group = queue.group(GROUP_MAX, neighbours.group_weight_max());
-        group.iter_mut().for_each(|(write, _)| write.announce(&mut claims));
+        let weight_max = if company.is_several() { SHARED_GROUP_WEIGHT_MAX } else { GROUP_WEIGHT_MAX };
+        let group = queue.group(GROUP_MAX, weight_max);
+        group.iter().for_each(|(write, _)| write.announce(&mut claims));
         if claims.look_again().is_some_and(|at| at <= Instant::now()) {
             claims.all_may_be_due();
         }
@@ -180,11 +188,17 @@ pub(super) async fn run(
             continue;
         }
         let (mut group, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        group.extend(tried.iter().map(|tried| Write::Claim(tried.claim.clone())));
+        let mut claimants = Vec::new();
+        while let Some((claim, tried)) = standing::of_one_owner(&mut tried) {
+            group.push(Write::Claim(claim));
+            claimants.push(tried);
+        }
+        checkpoints.wrote(group.iter().map(Write::weight).sum());
+        let waiting = || replies.iter().chain(claimants.iter().flatten().map(|tried| &tried.reply));
         let written = loop {
             match commit(&mut connection, &group).await {
                 Ok(written) => break written,
-                Err(error) if replies.iter().chain(tried.iter().map(|tried| &tried.reply)).all(Reply::is_closed) => {
+                Err(error) if waiting().all(Reply::is_closed) => {
                     tracing::error!(%error, "database unavailable, and nobody waits for these writes any more");
                     break Vec::new();
                 }
@@ -205,54 +219,39 @@ pub(super) async fn run(
         let mut written = written.into_iter();
         // Whoever asked may have gone away; the write stands.
         replies.into_iter().zip(&mut written).for_each(|(reply, written)| drop(reply.send(written)));
-        tried.into_iter().zip(written).for_each(|(tried, written)| answer(tried, written, &mut claims));
+        claimants.into_iter().zip(written).for_each(|(tried, written)| answer(tried, written, &mut claims));
     }
     if let Err(error) = connection.close().await {
         tracing::warn!(%error, "close database");
     }
 }
 
-/// Whether several tenants write these days.
-#[derive(Default)]
-struct Neighbours {
-    last: String,
-    changed: Option<Instant>,
-}
-
-impl Neighbours {
-    fn saw(&mut self, tenant: &str) {
-        if !tenant.is_empty() && tenant != self.last {
-            if !self.last.is_empty() {
-                self.changed = Some(Instant::now());
-            }
-            tenant.clone_into(&mut self.last);
-        }
-    }
-
-    fn group_weight_max(&self) -> usize {
-        match self.changed {
-            Some(changed) if changed.elapsed() < NEIGHBOURS_FOR => SHARED_GROUP_WEIGHT_MAX,
-            Some(_) | None => GROUP_WEIGHT_MAX,
-        }
-    }
-}
-
 /// Hands over what was claimed, each with its slot; a claim that found nothing waits on.
-fn answer(tried: Tried<Reply>, written: Result<Written, StoreError>, claims: &mut Standing<Reply>) {
-    let Tried { claim, claimer, mut slots, reply } = tried;
-    let claimed = match written {
-        Ok(Written::Claimed(claimed)) => claimed,
-        Ok(_) => Vec::new(),
-        Err(error) => return drop(reply.send(Err(error))),
-    };
-    if claimed.len() < claim.limit as usize {
-        claims.nothing_is_due(&claim.destination);
+fn answer(tried: Vec<Tried<Reply>>, written: Result<Written, StoreError>, claims: &mut Standing<Reply>) {
+    let mut claimed: HashMap<String, Vec<Claimed>> = HashMap::new();
+    match written {
+        Ok(Written::Claimed(all)) => {
+            all.into_iter().for_each(|one| claimed.entry(one.effect.destination()).or_default().push(one));
+        }
+        Ok(_) => {}
+        Err(error) => {
+            let why = error.to_string();
+            let refuse = |tried: Tried<Reply>| drop(tried.reply.send(Err(StoreError::Rejected(why.clone()))));
+            return tried.into_iter().for_each(refuse);
+        }
     }
-    if claimed.is_empty() {
-        return claims.push(claimer, reply);
+    for Tried { claimer, mut slots, reply } in tried {
+        let claimed = claimed.remove(&claimer.destination).unwrap_or_default();
+        if claimed.len() < slots.num_permits() {
+            claims.nothing_is_due(&claimer.destination);
+        }
+        if claimed.is_empty() {
+            claims.push(claimer, reply);
+            continue;
+        }
+        let with_slots = claimed.into_iter().map(|claimed| (claimed, slots.split(1))).collect();
+        drop(reply.send(Ok(Written::ClaimedInto(with_slots))));
     }
-    let with_slots = claimed.into_iter().map(|claimed| (claimed, slots.split(1))).collect();
-    drop(reply.send(Ok(Written::ClaimedInto(with_slots))));
 }
 
 /// Commits a group. When the engine refuses it for what it contains, its members are committed one by one, so that only
@@ -301,9 +300,7 @@ const GROUP_MAX: usize = 512;
 /// A group of one tenant alone: the larger, the less each write costs.
 const GROUP_WEIGHT_MAX: usize = 1 << 20;
 /// A group where several tenants write: more would keep the others waiting for more than a few milliseconds.
-const SHARED_GROUP_WEIGHT_MAX: usize = 256 << 10;
-/// For how long a tenant that wrote is one who may write again.
-const NEIGHBOURS_FOR: Duration = Duration::from_secs(10);
+const SHARED_GROUP_WEIGHT_MAX: usize = 64 << 10;
 /// Claims in one group.
 const CLAIMS_MAX: usize = 64;
 const PAUSE: Duration = Duration::from_millis(500);

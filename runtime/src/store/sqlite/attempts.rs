@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{Result, in_chunks};
-use crate::store::rows::{Claim, Claimed, Finished, Next};
+use crate::store::rows::{Claimed, Finished, Next};
 
 pub(super) async fn record_attempts(
     connection: &mut SqliteConnection,
-    claim: &Claim,
+    owner: &str,
     claimed: &[Claimed],
     now_ms: i64,
 ) -> Result<()> {
     for chunk in in_chunks(claimed) {
         let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_seq, number, owner, started_ms) ");
         insert.push_values(chunk, |mut row, claimed| {
-            row.push_bind(claimed.seq).push_bind(claimed.attempt).push_bind(claim.owner.clone()).push_bind(now_ms);
+            row.push_bind(claimed.seq).push_bind(claimed.attempt).push_bind(owner.to_owned()).push_bind(now_ms);
         });
         insert.build().execute(&mut *connection).await?;
     }
@@ -33,10 +33,14 @@ pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&F
     let speaks = |finished: &&&Finished| matches!(finished.next, Next::Suspended { .. } | Next::Delivered | Next::Dead);
     let words = finished.iter().filter(speaks);
     let last: BTreeMap<_, _> = words.map(|finished| (finished.destination.as_str(), *finished)).collect();
-    for finished in last.into_values() {
-        record_suspension(connection, finished).await?;
+    let mut answered = Vec::new();
+    for (destination, finished) in last {
+        match finished.next {
+            Next::Suspended { probe_ms } => suspend(connection, finished, probe_ms).await?,
+            _ => answered.push(destination),
+        }
     }
-    Ok(())
+    lift_suspensions(connection, &answered).await
 }
 
 async fn end_attempts(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
@@ -85,21 +89,25 @@ async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished])
     update.build().execute(connection).await.map(drop)
 }
 
-/// A destination that answered as it should is suspended no longer.
-async fn record_suspension(connection: &mut SqliteConnection, finished: &Finished) -> Result<()> {
-    let query = match finished.next {
-        Next::Suspended { probe_ms } => sqlx::query(
-            "INSERT INTO suspension (destination, reason, since_ms, probe_ms, probes) VALUES (?1, ?2, ?3, ?4, 0) \
-             ON CONFLICT (destination) DO UPDATE SET reason = ?2, probe_ms = ?4, probes = probes + 1",
-        )
-        .bind(&finished.destination)
-        .bind(finished.answer.as_bytes())
-        .bind(finished.ended_ms)
-        .bind(probe_ms),
-        Next::Delivered | Next::Dead => {
-            sqlx::query("DELETE FROM suspension WHERE destination = ?").bind(&finished.destination)
-        }
-        Next::Pending { .. } | Next::Expired | Next::Refused => return Ok(()),
-    };
-    query.execute(connection).await.map(drop)
+async fn suspend(connection: &mut SqliteConnection, finished: &Finished, probe_ms: i64) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO suspension (destination, reason, since_ms, probe_ms, probes) VALUES (?1, ?2, ?3, ?4, 0) \
+         ON CONFLICT (destination) DO UPDATE SET reason = ?2, probe_ms = ?4, probes = probes + 1",
+    )
+    .bind(&finished.destination)
+    .bind(finished.answer.as_bytes())
+    .bind(finished.ended_ms)
+    .bind(probe_ms)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Destinations that answered as they should are suspended no longer.
+async fn lift_suspensions(connection: &mut SqliteConnection, answered: &[&str]) -> Result<()> {
+    if answered.is_empty() {
+        return Ok(());
+    }
+    let lift = "DELETE FROM suspension WHERE destination IN (SELECT value FROM json_each(?))";
+    sqlx::query(lift).bind(serde_json::Value::from(answered).to_string()).execute(connection).await.map(drop)
 }

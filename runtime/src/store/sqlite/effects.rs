@@ -115,38 +115,21 @@ pub(super) async fn insert_effects(connection: &mut SqliteConnection, mut effect
 pub(super) async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Claimed>> {
     // The time of the commit, not of the wish: a lease that had lapsed while waiting would be taken over at once.
     let now_ms = now_ms();
-    let limit = match suspension(connection, claim, now_ms).await? {
-        None => claim.limit,
-        Some(probe_ms) if probe_ms > now_ms => return Ok(Vec::new()),
-        // One at a time: while any attempt is under way, its answer is what is waited for.
-        Some(_) if is_attempted(connection, claim, now_ms).await? => return Ok(Vec::new()),
-        Some(_) => claim.limit.min(1),
-    };
+    let suspended = suspended(connection).await?;
+    let mut wanted = Vec::with_capacity(claim.destinations.len());
+    for (destination, limit) in &claim.destinations {
+        let limit = match suspended.get(destination) {
+            None => *limit,
+            Some(probe_ms) => probes(connection, destination, *probe_ms, now_ms).await?.min(*limit),
+        };
+        wanted.push((destination.as_str(), limit));
+    }
+    wanted.retain(|(_, limit)| *limit > 0);
     let in_flight = serde_json::Value::from_iter(claim.in_flight.iter().copied()).to_string();
-    let rows = sqlx::query(
-        "UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', owner = ?1, lease_ms = ?2, \
-         attempt = attempt + 1 \
-         WHERE seq IN (\
-           SELECT seq FROM (SELECT seq FROM effect e \
-             WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4 \
-               AND seq NOT IN (SELECT value FROM json_each(?6)) ORDER BY lease_ms LIMIT 0 + ?5) \
-           UNION ALL \
-           SELECT seq FROM (SELECT seq FROM effect e \
-             WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
-               SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
-             ORDER BY due_ms LIMIT 0 + ?5) \
-           LIMIT 0 + ?5) \
-         RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
-           coalesce(payload, (SELECT payload FROM effect first WHERE first.id = effect.copy_of)) AS content",
-    )
-    .bind(&claim.owner)
-    .bind(now_ms + LEASE_MS)
-    .bind(&claim.destination)
-    .bind(now_ms)
-    .bind(limit)
-    .bind(in_flight)
-    .fetch_all(&mut *connection)
-    .await?;
+    let mut rows = Vec::new();
+    for wanted in in_chunks(&wanted) {
+        rows.extend(claim_due(connection, &claim.owner, wanted, &in_flight, now_ms).await?);
+    }
     let mut claimed = Vec::with_capacity(rows.len());
     for row in &rows {
         match self::claimed(row) {
@@ -159,34 +142,74 @@ pub(super) async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> R
             }
         }
     }
-    attempts::record_attempts(connection, claim, &claimed, now_ms).await?;
+    attempts::record_attempts(connection, &claim.owner, &claimed, now_ms).await?;
     Ok(claimed)
 }
 
-async fn is_attempted(connection: &mut SqliteConnection, claim: &Claim, now_ms: i64) -> Result<bool> {
-    sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM effect WHERE state = 'claimed' AND destination = ? AND lease_ms > ?)",
-    )
-    .bind(&claim.destination)
-    .bind(now_ms)
-    .fetch_one(connection)
-    .await
+/// Claims at most so many of each of these destinations.
+async fn claim_due(
+    connection: &mut SqliteConnection,
+    owner: &str,
+    wanted: &[(&str, u32)],
+    in_flight: &str,
+    now_ms: i64,
+) -> Result<Vec<SqliteRow>> {
+    let mut update = QueryBuilder::<Sqlite>::new("WITH now (ms) AS (SELECT ");
+    update.push_bind(now_ms).push("), mine AS (SELECT value FROM json_each(").push_bind(in_flight);
+    update.push(
+        ")) UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', attempt = attempt + 1, \
+         owner = ",
+    );
+    update.push_bind(owner).push(", lease_ms = ").push_bind(now_ms + LEASE_MS).push(" WHERE seq IN (");
+    let mut destinations = update.separated(" UNION ALL ");
+    for (destination, limit) in wanted {
+        destinations
+            .push(
+                "SELECT seq FROM (SELECT seq FROM (SELECT seq FROM effect WHERE state = 'claimed' \
+                 AND lease_ms <= (SELECT ms FROM now) AND seq NOT IN mine AND destination = ",
+            )
+            .push_bind_unseparated(*destination)
+            .push_unseparated(" ORDER BY lease_ms LIMIT 0 + ")
+            .push_bind_unseparated(*limit)
+            .push_unseparated(
+                ") UNION ALL SELECT seq FROM (SELECT seq FROM effect e WHERE state = 'pending' \
+                 AND due_ms <= (SELECT ms FROM now) AND (after IS NULL OR NOT EXISTS (SELECT 1 FROM effect before \
+                   WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) AND destination = ",
+            )
+            .push_bind_unseparated(*destination)
+            .push_unseparated(" ORDER BY due_ms LIMIT 0 + ")
+            .push_bind_unseparated(*limit)
+            .push_unseparated(") LIMIT 0 + ")
+            .push_bind_unseparated(*limit)
+            .push_unseparated(")");
+    }
+    update.push(
+        ") RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
+         coalesce(payload, (SELECT payload FROM effect first WHERE first.id = effect.copy_of)) AS content",
+    );
+    update.build().fetch_all(connection).await
 }
 
-/// When a suspended destination is probed next; taking the probe puts the next one off by a lease.
-async fn suspension(connection: &mut SqliteConnection, claim: &Claim, now_ms: i64) -> Result<Option<i64>> {
-    let probe_ms: Option<i64> = sqlx::query_scalar("SELECT probe_ms FROM suspension WHERE destination = ?")
-        .bind(&claim.destination)
-        .fetch_optional(&mut *connection)
-        .await?;
-    if probe_ms.is_some_and(|probe_ms| probe_ms <= now_ms) {
-        sqlx::query("UPDATE suspension SET probe_ms = ? WHERE destination = ?")
-            .bind(now_ms + LEASE_MS)
-            .bind(&claim.destination)
-            .execute(connection)
-            .await?;
+/// The destinations that are suspended, and when each is probed next.
+async fn suspended(connection: &mut SqliteConnection) -> Result<HashMap<String, i64>> {
+    let all = sqlx::query_as("SELECT destination, probe_ms FROM suspension").fetch_all(connection).await?;
+    Ok(all.into_iter().collect())
+}
+
+/// How many probes of a suspended destination may begin now: one at a time, and while any attempt is under way, its
+/// answer is what is waited for. Each puts the next one off by a lease.
+async fn probes(connection: &mut SqliteConnection, destination: &str, probe_ms: i64, now_ms: i64) -> Result<u32> {
+    if probe_ms > now_ms {
+        return Ok(0);
     }
-    Ok(probe_ms)
+    sqlx::query("UPDATE suspension SET probe_ms = ? WHERE destination = ?")
+        .bind(now_ms + LEASE_MS)
+        .bind(destination)
+        .execute(&mut *connection)
+        .await?;
+    let attempted = "SELECT EXISTS (SELECT 1 FROM effect WHERE state = 'claimed' AND destination = ? AND lease_ms > ?)";
+    let is_attempted: bool = sqlx::query_scalar(attempted).bind(destination).bind(now_ms).fetch_one(connection).await?;
+    Ok(u32::from(!is_attempted))
 }
 
 pub(super) async fn renew(
