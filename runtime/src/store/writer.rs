@@ -168,7 +168,7 @@ pub(super) async fn run(
                         drop(slot.take());
                     }
                     let (whose, weight) = (write.tenant().to_owned(), write.weight());
-                    if !whose.is_empty() {
+                    if !whose.is_empty() && !matches!(write, Write::Registry(_)) {
                         company.saw(&whose);
                     }
                     queue.push(&whose, weight, (write, reply));
@@ -188,12 +188,13 @@ pub(super) async fn run(
             continue;
         }
         let (mut group, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        // Not what is claimed, which was written before.
+        checkpoints.wrote(group.iter().map(Write::weight).sum());
         let mut claimants = Vec::new();
         while let Some((claim, tried)) = standing::of_one_owner(&mut tried) {
             group.push(Write::Claim(claim));
             claimants.push(tried);
         }
-        checkpoints.wrote(group.iter().map(Write::weight).sum());
         let waiting = || replies.iter().chain(claimants.iter().flatten().map(|tried| &tried.reply));
         let written = loop {
             match commit(&mut connection, &group).await {
@@ -300,7 +301,7 @@ const GROUP_MAX: usize = 512;
 /// A group of one tenant alone: the larger, the less each write costs.
 const GROUP_WEIGHT_MAX: usize = 1 << 20;
 /// A group where several tenants write: more would keep the others waiting for more than a few milliseconds.
-const SHARED_GROUP_WEIGHT_MAX: usize = 64 << 10;
+const SHARED_GROUP_WEIGHT_MAX: usize = 128 << 10;
 /// Claims in one group.
 const CLAIMS_MAX: usize = 64;
 const PAUSE: Duration = Duration::from_millis(500);

@@ -127,8 +127,8 @@ pub(super) async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> R
     wanted.retain(|(_, limit)| *limit > 0);
     let in_flight = serde_json::Value::from_iter(claim.in_flight.iter().copied()).to_string();
     let mut rows = Vec::new();
-    for wanted in in_chunks(&wanted) {
-        rows.extend(claim_due(connection, &claim.owner, wanted, &in_flight, now_ms).await?);
+    for (destination, limit) in wanted {
+        rows.extend(claim_due(connection, claim, (destination, limit), &in_flight, now_ms).await?);
     }
     let mut claimed = Vec::with_capacity(rows.len());
     for row in &rows {
@@ -146,48 +146,38 @@ pub(super) async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> R
     Ok(claimed)
 }
 
-/// Claims at most so many of each of these destinations.
+/// Claims at most so many of a destination.
 async fn claim_due(
     connection: &mut SqliteConnection,
-    owner: &str,
-    wanted: &[(&str, u32)],
+    claim: &Claim,
+    (destination, limit): (&str, u32),
     in_flight: &str,
     now_ms: i64,
 ) -> Result<Vec<SqliteRow>> {
-    let mut update = QueryBuilder::<Sqlite>::new("WITH now (ms) AS (SELECT ");
-    update.push_bind(now_ms).push("), mine AS (SELECT value FROM json_each(").push_bind(in_flight);
-    update.push(
-        ")) UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', attempt = attempt + 1, \
-         owner = ",
-    );
-    update.push_bind(owner).push(", lease_ms = ").push_bind(now_ms + LEASE_MS).push(" WHERE seq IN (");
-    let mut destinations = update.separated(" UNION ALL ");
-    for (destination, limit) in wanted {
-        destinations
-            .push(
-                "SELECT seq FROM (SELECT seq FROM (SELECT seq FROM effect WHERE state = 'claimed' \
-                 AND lease_ms <= (SELECT ms FROM now) AND seq NOT IN mine AND destination = ",
-            )
-            .push_bind_unseparated(*destination)
-            .push_unseparated(" ORDER BY lease_ms LIMIT 0 + ")
-            .push_bind_unseparated(*limit)
-            .push_unseparated(
-                ") UNION ALL SELECT seq FROM (SELECT seq FROM effect e WHERE state = 'pending' \
-                 AND due_ms <= (SELECT ms FROM now) AND (after IS NULL OR NOT EXISTS (SELECT 1 FROM effect before \
-                   WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) AND destination = ",
-            )
-            .push_bind_unseparated(*destination)
-            .push_unseparated(" ORDER BY due_ms LIMIT 0 + ")
-            .push_bind_unseparated(*limit)
-            .push_unseparated(") LIMIT 0 + ")
-            .push_bind_unseparated(*limit)
-            .push_unseparated(")");
-    }
-    update.push(
-        ") RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
-         coalesce(payload, (SELECT payload FROM effect first WHERE first.id = effect.copy_of)) AS content",
-    );
-    update.build().fetch_all(connection).await
+    sqlx::query(
+        "UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', owner = ?1, lease_ms = ?2, \
+         attempt = attempt + 1 \
+         WHERE seq IN (\
+           SELECT seq FROM (SELECT seq FROM effect e \
+             WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4 \
+               AND seq NOT IN (SELECT value FROM json_each(?6)) ORDER BY lease_ms LIMIT 0 + ?5) \
+           UNION ALL \
+           SELECT seq FROM (SELECT seq FROM effect e \
+             WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
+               SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
+             ORDER BY due_ms LIMIT 0 + ?5) \
+           LIMIT 0 + ?5) \
+         RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
+           coalesce(payload, (SELECT payload FROM effect first WHERE first.id = effect.copy_of)) AS content",
+    )
+    .bind(&claim.owner)
+    .bind(now_ms + LEASE_MS)
+    .bind(destination)
+    .bind(now_ms)
+    .bind(limit)
+    .bind(in_flight)
+    .fetch_all(connection)
+    .await
 }
 
 /// The destinations that are suspended, and when each is probed next.
