@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -97,30 +97,46 @@ impl Courier {
         stop: CancellationToken,
         tracker: TaskTracker,
     ) {
-        let (owner, in_flight) = (self.owner.clone(), Arc::clone(&self.in_flight));
-        let claimer = Claimer { owner, destination, slots: Arc::new(Semaphore::new(sink.concurrency())), in_flight };
-        while !stop.is_cancelled() {
-            let claimed = match self.store.claim_when_due(claimer.clone(), &stop).await {
-                Ok(claimed) => claimed,
-                Err(StoreError::Closed) => return,
-                Err(error) => {
-                    tracing::error!(%error, "claim");
-                    drop(tokio::time::timeout(TRY_AGAIN, stop.cancelled()).await);
-                    continue;
-                }
+        let slots = Arc::new(Semaphore::new(sink.concurrency()));
+        let claimer = Claimer { owner: self.owner.clone(), destination, slots };
+        let Ok(mut claims) = self.store.claims(claimer).await else { return };
+        loop {
+            let claimed = tokio::select! {
+                claimed = claims.next() => claimed,
+                () = stop.cancelled() => break,
             };
-            for (claimed, slot) in claimed {
-                let (in_flight, sink, id) = (InFlight::begin(&self, claimed.seq), Arc::clone(&sink), claimed.id);
-                tracker.spawn(async move {
-                    let courier = Arc::clone(&in_flight.courier);
-                    let finished = courier.attempt(&sink, claimed).await;
-                    if let Err(error) = courier.store.finish(finished, slot).await {
-                        tracing::error!(effect = %id, %error, "a receipt was not recorded: the effect is in doubt");
-                    }
-                    drop(in_flight);
-                });
+            match claimed {
+                Some(claimed) => self.begin(&sink, claimed, &tracker),
+                None => return,
             }
         }
+        if self.store.end_claims(&claims).await.is_ok() {
+            while let Some(claimed) = claims.next().await {
+                self.begin(&sink, claimed, &tracker);
+            }
+        }
+    }
+
+    /// Begins an attempt that was claimed.
+    fn begin(
+        self: &Arc<Self>,
+        sink: &Arc<Sink>,
+        claimed: Result<(Claimed, OwnedSemaphorePermit), StoreError>,
+        tracker: &TaskTracker,
+    ) {
+        let (claimed, slot) = match claimed {
+            Ok(claimed) => claimed,
+            Err(error) => return tracing::error!(%error, "claim"),
+        };
+        let (in_flight, sink, id) = (InFlight::begin(self, claimed.seq), Arc::clone(sink), claimed.id);
+        tracker.spawn(async move {
+            let courier = Arc::clone(&in_flight.courier);
+            let finished = courier.attempt(&sink, claimed).await;
+            if let Err(error) = courier.store.finish(finished, Some(slot)).await {
+                tracing::error!(effect = %id, %error, "a receipt was not recorded: the effect is in doubt");
+            }
+            drop(in_flight);
+        });
     }
 
     async fn attempt(&self, sink: &Sink, claimed: Claimed) -> Finished {
@@ -146,24 +162,21 @@ impl Courier {
         }
     }
 
-    fn in_flight(&self) -> Vec<i64> {
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
-    }
-
     fn still_granted(&self, claimed: &Claimed) -> Result<(), String> {
         let tenant = self.tenants.named(&claimed.tenant).ok_or(TENANT_REMOVED)?;
         let terms = tenant.plugins.get(&claimed.plugin).ok_or("the plugin was removed")?;
         terms.grant.allows(&claimed.effect).map_err(|refusal| refusal.to_string())
     }
 
-    /// Keeps the leases of what is in flight and forgets what is old, until no attempt is left.
+    /// Keeps the leases of what is in flight, takes back what others let lapse and forgets what is old, until no attempt
+    /// is left.
     pub async fn keep_house(self: Arc<Self>, stop: CancellationToken) {
-        let mut renew = tokio::time::interval(Duration::from_millis(LEASE_MS.unsigned_abs() / 3));
+        let mut keep = tokio::time::interval(Duration::from_millis(LEASE_MS.unsigned_abs() / 5));
         let mut prune = tokio::time::interval(PRUNE_EVERY);
         loop {
             let done = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = renew.tick() => self.store.renew(&self.owner, self.in_flight()).await,
+                _ = keep.tick() => self.store.keep_claims(&self.owner, Arc::clone(&self.in_flight)).await,
                 _ = prune.tick() => self.store.prune(jiff::Timestamp::now() - self.keep).await,
             };
             if let Err(error) = done {
@@ -229,6 +242,5 @@ fn say(claimed: &Claimed, receipt: &Receipt, next: &Next) {
     }
 }
 
-const TRY_AGAIN: Duration = Duration::from_secs(1);
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 const PRUNE_EVERY: Duration = Duration::from_secs(60);

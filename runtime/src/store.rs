@@ -13,7 +13,7 @@ mod sqlite;
 mod standing;
 mod writer;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,7 @@ use std::sync::{Arc, Mutex};
 use jiff::Timestamp;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::runtime::Builder;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 pub use rows::*;
@@ -36,6 +35,22 @@ pub struct Store {
     writer: mpsc::Sender<(Write, oneshot::Sender<Result<Written, StoreError>>)>,
     reader: SqlitePool,
     health: watch::Receiver<Health>,
+}
+
+/// What is claimed of one destination.
+pub struct Claims {
+    slots: Arc<Semaphore>,
+    claimed: mpsc::UnboundedReceiver<Result<(Claimed, OwnedSemaphorePermit), StoreError>>,
+}
+
+impl Claims {
+    /// The next effect, with its slot; none when it is over.
+    ///
+    /// # Errors
+    /// [`StoreError::Rejected`]: the engine refuses the claim; it is tried again.
+    pub async fn next(&mut self) -> Option<Result<(Claimed, OwnedSemaphorePermit), StoreError>> {
+        self.claimed.recv().await
+    }
 }
 
 /// Whether the database takes what it is given.
@@ -166,40 +181,24 @@ impl Store {
         }
     }
 
-    /// Claims due effects of one destination and records the attempt that is about to be made on each.
+    /// Claims what is due at a destination from now on, as soon as there is something and a slot for it, and records the
+    /// attempt that is about to be made on each effect.
     ///
     /// # Errors
     /// [`StoreError::Closed`].
-    pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>, StoreError> {
-        match self.write(Write::Claim(claim)).await? {
-            Written::Claimed(claimed) => Ok(claimed),
-            _ => Err(StoreError::Closed),
-        }
+    pub async fn claims(&self, claimer: Claimer) -> Result<Claims, StoreError> {
+        let (give, claimed) = mpsc::unbounded_channel();
+        let slots = Arc::clone(&claimer.slots);
+        self.write(Write::BeginClaims(claimer, give)).await?;
+        Ok(Claims { slots, claimed })
     }
 
-    /// Claims as [`Store::claim`] does, as soon as there is something and a slot for it; nothing only when told to
-    /// `stop`. Each effect comes with its slot.
+    /// Claims nothing more of this; what was claimed until now is still to be taken, and then it is over.
     ///
     /// # Errors
-    /// As [`Store::claim`].
-    pub async fn claim_when_due(
-        &self,
-        claimer: Claimer,
-        stop: &CancellationToken,
-    ) -> Result<Vec<(Claimed, Option<OwnedSemaphorePermit>)>, StoreError> {
-        let destination = claimer.destination.clone();
-        let mut claimed = self.hand_in(Write::ClaimWhenDue(claimer)).await?;
-        let claimed = tokio::select! {
-            claimed = &mut claimed => claimed,
-            () = stop.cancelled() => {
-                self.write(Write::EndClaims { destination }).await?;
-                claimed.await
-            }
-        };
-        match claimed.map_err(|_| StoreError::Closed)?? {
-            Written::ClaimedInto(claimed) => Ok(claimed),
-            _ => Ok(Vec::new()),
-        }
+    /// [`StoreError::Closed`].
+    pub async fn end_claims(&self, claims: &Claims) -> Result<(), StoreError> {
+        self.write(Write::EndClaims(Arc::clone(&claims.slots))).await.map(drop)
     }
 
     /// Records how an attempt ended. Only the attempt that holds the claim changes the effect. Its slot is free before that
@@ -211,12 +210,13 @@ impl Store {
         self.write(Write::Finish(finished, slot)).await.map(drop)
     }
 
-    /// Extends the leases of effects, named by their rows, that `owner` is performing.
+    /// Extends the leases of effects, named by their rows, that `owner` is performing at the moment of the commit, and takes
+    /// back what anybody has let lapse: it is to be performed again, in doubt.
     ///
     /// # Errors
     /// [`StoreError::Closed`].
-    pub async fn renew(&self, owner: &str, effects: Vec<i64>) -> Result<(), StoreError> {
-        self.write(Write::Renew { owner: owner.to_owned(), effects }).await.map(drop)
+    pub async fn keep_claims(&self, owner: &str, in_flight: Arc<Mutex<HashSet<i64>>>) -> Result<(), StoreError> {
+        self.write(Write::Keep { owner: owner.to_owned(), in_flight }).await.map(drop)
     }
 
     /// Makes the next probe of every suspended destination due now: the configuration may just have been mended.

@@ -10,14 +10,13 @@ use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
 use pulse_notifier::grant::quota::{OverQuota, Quota};
 use pulse_notifier::intake::event::Delivery;
 use pulse_notifier::store::{
-    Basis, Claim, Claimed, Claimer, DeadDelivery, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store,
+    Basis, Binding, Claimed, Claimer, DeadDelivery, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store,
     Verdict, Withdrawn,
 };
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -35,28 +34,32 @@ impl Opened {
         Ok(Self { store, folder })
     }
 
-    async fn claim(&self, owner: &str, in_flight: &[i64]) -> Result<Vec<Claimed>> {
-        let claim = Claim {
-            owner: owner.into(),
-            destinations: BTreeMap::from([(DESTINATION.into(), 10)]),
-            in_flight: in_flight.to_vec(),
-        };
-        Ok(self.store.claim(claim).await?)
+    /// What is due now.
+    async fn claim(&self, owner: &str) -> Result<Vec<Claimed>> {
+        self.claim_of(owner, DESTINATION, 10).await
+    }
+
+    async fn claim_of(&self, owner: &str, destination: &str, slots: usize) -> Result<Vec<Claimed>> {
+        let slots = Arc::new(Semaphore::new(slots));
+        let claimer = Claimer { owner: owner.into(), destination: destination.into(), slots };
+        let mut claims = self.store.claims(claimer).await?;
+        // In whose transaction the claim is tried.
+        self.store.unbound("none", Binding { exchange: String::new(), routing_key: String::new() }).await?;
+        self.store.end_claims(&claims).await?;
+        let mut all = Vec::new();
+        while let Some(claimed) = claims.next().await {
+            all.push(claimed?.0);
+        }
+        Ok(all)
+    }
+
+    /// Keeps the claims of what an owner performs, and takes back the others that lapsed.
+    async fn keep_claims(&self, owner: &str, in_flight: &[i64]) -> Result<()> {
+        Ok(self.store.keep_claims(owner, Arc::new(Mutex::new(in_flight.iter().copied().collect()))).await?)
     }
 
     async fn finish(&self, owner: &str, claimed: &Claimed, outcome: &'static str, next: Next) -> Result<()> {
-        let finished = Finished {
-            seq: claimed.seq,
-            owner: owner.into(),
-            attempt: claimed.attempt,
-            destination: DESTINATION.into(),
-            ended_ms: 1,
-            outcome,
-            answer: "answer".into(),
-            in_doubt: outcome == "in doubt",
-            next,
-        };
-        Ok(self.store.finish(finished, None).await?)
+        Ok(self.store.finish(finished(owner, claimed, outcome, next), None).await?)
     }
 
     /// As if the database had been away for longer than a lease.
@@ -69,6 +72,20 @@ impl Opened {
         let mut connection = SqliteConnection::connect_with(&options).await?;
         sqlx::query(statement).execute(&mut connection).await?;
         Ok(connection.close().await?)
+    }
+}
+
+fn finished(owner: &str, claimed: &Claimed, outcome: &'static str, next: Next) -> Finished {
+    Finished {
+        seq: claimed.seq,
+        owner: owner.into(),
+        attempt: claimed.attempt,
+        destination: DESTINATION.into(),
+        ended_ms: 1,
+        outcome,
+        answer: "answer".into(),
+        in_doubt: outcome == "in doubt",
+        next,
     }
 }
 
@@ -115,6 +132,23 @@ fn settled(key: &str, recipients: &[&str]) -> Settled {
     }
 }
 
+/// An event whose one plugin asked for one mail to all of these.
+fn copies(key: &str, recipients: &[&str]) -> Settled {
+    let mut settled = settled(key, recipients);
+    let Fate::Planned(invocations) = &mut settled.fate else { return settled };
+    for invocation in invocations {
+        let Outcome::Done(plan) = &mut invocation.outcome else { continue };
+        let call = plan.effects[0].call;
+        for planned in &mut plan.effects {
+            let Effect::Email(email) = &mut planned.effect else { continue };
+            planned.call = call;
+            email.to = recipients.iter().map(|to| (*to).to_owned()).collect();
+            email.subject = "the same".into();
+        }
+    }
+    settled
+}
+
 fn recipients(claimed: &[Claimed]) -> Vec<&str> {
     claimed.iter().map(|claimed| claimed.effect.recipient()).collect()
 }
@@ -126,7 +160,7 @@ async fn who_comes_second_to_an_event_loses_and_leaves_nothing() -> Result<()> {
         tokio::join!(opened.store.settle(settled("e", &["a@x.org"])), opened.store.settle(settled("e", &["b@x.org"])));
     assert_eq!((one?, other?), (Verdict::Won, Verdict::Lost));
     assert_eq!(opened.store.settle(settled("e", &["c@x.org"])).await?, Verdict::Lost);
-    assert_eq!(recipients(&opened.claim("me", &[]).await?), ["a@x.org"]);
+    assert_eq!(recipients(&opened.claim("me").await?), ["a@x.org"]);
     Ok(())
 }
 
@@ -134,14 +168,14 @@ async fn who_comes_second_to_an_event_loses_and_leaves_nothing() -> Result<()> {
 async fn what_goes_to_one_recipient_keeps_its_order_and_holds_back_nobody_else() -> Result<()> {
     let opened = Opened::new().await?;
     opened.store.settle(settled("e", &["a@x.org", "a@x.org", "b@x.org"])).await?;
-    let claimed = opened.claim("me", &[]).await?;
+    let claimed = opened.claim("me").await?;
     let mut told = recipients(&claimed);
     told.sort_unstable();
     assert_eq!(told, ["a@x.org", "b@x.org"]);
-    assert!(opened.claim("me", &[]).await?.is_empty());
+    assert!(opened.claim("me").await?.is_empty());
     let first = claimed.iter().find(|claimed| claimed.effect.recipient() == "a@x.org").context("the first")?;
     opened.finish("me", first, "delivered", Next::Delivered).await?;
-    assert_eq!(recipients(&opened.claim("me", &[]).await?), ["a@x.org"]);
+    assert_eq!(recipients(&opened.claim("me").await?), ["a@x.org"]);
     Ok(())
 }
 
@@ -149,12 +183,18 @@ async fn what_goes_to_one_recipient_keeps_its_order_and_holds_back_nobody_else()
 async fn a_lapsed_claim_is_taken_over_in_doubt_but_never_from_an_attempt_that_still_runs_here() -> Result<()> {
     let opened = Opened::new().await?;
     opened.store.settle(settled("e", &["a@x.org"])).await?;
-    let claimed = opened.claim("me", &[]).await?;
+    let claimed = opened.claim("me").await?;
     let mine = claimed.first().context("one effect")?;
-    assert!(opened.claim("other", &[]).await?.is_empty(), "its lease holds");
+    assert!(opened.claim("other").await?.is_empty(), "its lease holds");
+    opened.keep_claims("other", &[]).await?;
+    assert!(opened.claim("other").await?.is_empty(), "its lease still holds");
     opened.let_leases_lapse().await?;
-    assert!(opened.claim("me", &[mine.seq]).await?.is_empty(), "it is being performed");
-    let taken_over = opened.claim("other", &[]).await?;
+    opened.keep_claims("me", &[mine.seq]).await?;
+    opened.keep_claims("other", &[]).await?;
+    assert!(opened.claim("other").await?.is_empty(), "it is being performed");
+    opened.let_leases_lapse().await?;
+    opened.keep_claims("other", &[]).await?;
+    let taken_over = opened.claim("other").await?;
     let theirs = taken_over.first().context("taken over")?;
     assert_eq!((theirs.id, theirs.attempt, theirs.in_doubt), (mine.id, 2, 1));
     // The receipt of the attempt that lost its claim changes nothing.
@@ -169,19 +209,19 @@ async fn a_lapsed_claim_is_taken_over_in_doubt_but_never_from_an_attempt_that_st
 async fn a_suspended_destination_is_probed_by_one_effect_at_a_time() -> Result<()> {
     let opened = Opened::new().await?;
     opened.store.settle(settled("e", &["a@x.org", "b@x.org", "c@x.org"])).await?;
-    let claimed = opened.claim("me", &[]).await?;
+    let claimed = opened.claim("me").await?;
     for claimed in &claimed {
         opened.finish("me", claimed, "suspended", Next::Suspended { probe_ms: i64::MAX }).await?;
     }
-    assert!(opened.claim("me", &[]).await?.is_empty(), "the probe is not due");
+    assert!(opened.claim("me").await?.is_empty(), "the probe is not due");
     opened.store.probe_now().await?;
-    let probe = opened.claim("me", &[]).await?;
+    let probe = opened.claim("me").await?;
     assert_eq!(probe.len(), 1);
     opened.store.probe_now().await?;
-    assert!(opened.claim("me", &[]).await?.is_empty(), "one is under way");
+    assert!(opened.claim("me").await?.is_empty(), "one is under way");
     let probe = probe.first().context("the probe")?;
     opened.finish("me", probe, "delivered", Next::Delivered).await?;
-    assert_eq!(opened.claim("me", &[]).await?.len(), 2, "its answer lifts the suspension");
+    assert_eq!(opened.claim("me").await?.len(), 2, "its answer lifts the suspension");
     Ok(())
 }
 
@@ -255,7 +295,7 @@ async fn what_is_over_a_quota_is_due_in_the_next_hours_and_an_event_that_comes_t
         assert_eq!(verdict?, Verdict::Won);
     }
     assert_eq!(charged(&opened).await?, [3, 3, 3, 2]);
-    let claimed = opened.claim("one", &[]).await?;
+    let claimed = opened.claim("one").await?;
     assert_eq!(claimed.len(), 3, "what is not due is not claimed");
     // Without a quota, nothing is charged.
     assert_eq!(opened.store.settle(settled("free", &seven)).await?, Verdict::Won);
@@ -302,7 +342,7 @@ async fn hours_that_are_over_are_forgotten_with_what_is_old() -> Result<()> {
 async fn what_waits_for_those_who_are_gone_is_ended_and_what_is_attempted_is_not() -> Result<()> {
     let opened = Opened::new().await?;
     opened.store.settle(settled("one", &["a@b.cd"])).await?;
-    let claimed = opened.claim("alive", &[]).await?;
+    let claimed = opened.claim("alive").await?;
     opened.store.settle(settled("two", &["b@b.cd"])).await?;
     let gone = Arc::new(Mutex::new(Withdrawn {
         destinations: [(DESTINATION.to_owned(), "account removed".to_owned())].into(),
@@ -315,7 +355,7 @@ async fn what_waits_for_those_who_are_gone_is_ended_and_what_is_attempted_is_not
     // An attempt that failed would be made again, and one whose courier is dead will never end.
     opened.finish("alive", &claimed[0], "transient", Next::Pending { due_ms: 0 }).await?;
     opened.store.settle(settled("three", &["c@b.cd"])).await?;
-    assert_eq!(opened.claim("dead", &[]).await?.len(), 2);
+    assert_eq!(opened.claim("dead").await?.len(), 2);
     opened.let_leases_lapse().await?;
     assert_eq!(opened.store.withdraw(Arc::clone(&gone)).await?, 2);
     assert_eq!(states().await?, ["a@b.cd refused 1", "b@b.cd refused 0", "c@b.cd refused 1"]);
@@ -328,40 +368,59 @@ async fn what_waits_for_those_who_are_gone_is_ended_and_what_is_attempted_is_not
 }
 
 #[tokio::test]
-async fn a_claim_waits_until_something_is_due_and_a_slot_is_free_or_it_is_told_to_stop() -> Result<()> {
+async fn a_claim_stands_and_gets_what_is_due_as_slots_are_free_until_it_is_ended() -> Result<()> {
     let opened = Opened::new().await?;
-    let (slots, stop) = (Arc::new(Semaphore::new(1)), CancellationToken::new());
+    let slots = Arc::new(Semaphore::new(1));
     let (owner, destination) = ("me".to_owned(), DESTINATION.to_owned());
-    let claimer = Claimer { owner, destination, slots: Arc::clone(&slots), in_flight: Arc::default() };
-    let settle = async { Ok(opened.store.settle(settled("one", &["a@b.cd", "b@b.cd"])).await?) };
-    let claim = async { Ok::<_, anyhow::Error>(opened.store.claim_when_due(claimer.clone(), &stop).await?) };
-    let (mut claimed, _) = tokio::try_join!(claim, settle)?;
-    let (first, slot) = claimed.pop().context("one")?;
-    assert!(claimed.is_empty() && slots.available_permits() == 0, "there was one slot");
+    let mut claims = opened.store.claims(Claimer { owner, destination, slots: Arc::clone(&slots) }).await?;
+    opened.store.settle(settled("one", &["a@b.cd", "b@b.cd"])).await?;
+    let (first, slot) = claims.next().await.context("one")??;
+    assert_eq!(slots.available_permits(), 0, "there was one slot");
     // The next one is claimed in the transaction that notes how the first one ended.
-    let finished = Finished {
-        seq: first.seq,
-        owner: "me".into(),
-        attempt: first.attempt,
-        destination: DESTINATION.into(),
-        ended_ms: 1,
-        outcome: "delivered",
-        answer: "answer".into(),
-        in_doubt: false,
-        next: Next::Delivered,
-    };
-    let finish = async { Ok(opened.store.finish(finished, slot).await?) };
-    let claim = async { Ok::<_, anyhow::Error>(opened.store.claim_when_due(claimer.clone(), &stop).await?) };
-    let (claimed, ()) = tokio::try_join!(claim, finish)?;
-    assert_eq!(claimed.iter().map(|(claimed, _)| claimed.effect.recipient()).collect::<Vec<_>>(), ["b@b.cd"]);
-    drop(claimed);
-    stop.cancel();
-    assert!(opened.store.claim_when_due(claimer, &stop).await?.is_empty());
+    let finished = finished("me", &first, "delivered", Next::Delivered);
+    opened.store.finish(finished, Some(slot)).await?;
+    let (second, slot) = claims.next().await.context("the other")??;
+    assert_eq!(second.effect.recipient(), "b@b.cd");
+    drop(slot);
+    opened.store.end_claims(&claims).await?;
+    assert!(claims.next().await.is_none());
     Ok(())
 }
 
 #[tokio::test]
-async fn one_claim_takes_of_each_destination_what_is_wanted_of_it() -> Result<()> {
+async fn what_is_claimed_as_it_is_written_is_what_would_be_read_back() -> Result<()> {
+    let opened = Opened::new().await?;
+    let to = ["a@b.cd", "a@b.cd", "b@b.cd", "c@b.cd"];
+    opened.store.settle(copies("before", &to)).await?;
+    let read_back = opened.claim("me").await?;
+    for claimed in &read_back {
+        opened.finish("me", claimed, "delivered", Next::Delivered).await?;
+    }
+    assert_eq!(recipients(&opened.claim("me").await?), ["a@b.cd"]);
+    assert!(opened.claim("me").await?.is_empty(), "nothing is left");
+    let claimer = Claimer { owner: "me".into(), destination: DESTINATION.into(), slots: Arc::new(Semaphore::new(2)) };
+    let mut claims = opened.store.claims(claimer).await?;
+    opened.store.settle(copies("after", &to)).await?;
+    let mut claimed = Vec::new();
+    for _ in 0..2 {
+        claimed.push(claims.next().await.context("claimed")??.0);
+    }
+    opened.store.end_claims(&claims).await?;
+    assert!(claims.next().await.is_none(), "both slots were taken");
+    assert_eq!(recipients(&claimed), ["a@b.cd", "b@b.cd"], "there are two slots, and of two to one only the first");
+    let told = |claimed: &Claimed| (claimed.effect.clone(), claimed.attempt, claimed.failures, claimed.in_doubt);
+    let of = |claimed: &[Claimed]| claimed.iter().map(told).take(2).collect::<Vec<_>>();
+    assert_eq!(of(&claimed), of(&read_back));
+    let attempts = "SELECT COUNT(*) FROM attempt WHERE ended_ms IS NULL AND owner = 'me' AND effect_seq IN (?, ?)";
+    let attempts = sqlx::query_scalar::<_, i64>(attempts).bind(claimed[0].seq).bind(claimed[1].seq);
+    assert_eq!(attempts.fetch_one(opened.store.reader()).await?, 2);
+    opened.finish("me", &claimed[0], "delivered", Next::Delivered).await?;
+    assert_eq!(recipients(&opened.claim("me").await?), ["a@b.cd", "c@b.cd"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_claim_is_of_one_destination_and_for_as_much_as_is_wanted() -> Result<()> {
     let opened = Opened::new().await?;
     for (key, account) in [("one", "a"), ("two", "b"), ("three", "c")] {
         let mut settled = settled(key, &["1@x.org", "2@x.org", "3@x.org"]);
@@ -375,11 +434,10 @@ async fn one_claim_takes_of_each_destination_what_is_wanted_of_it() -> Result<()
         }
         opened.store.settle(settled).await?;
     }
-    let destinations = BTreeMap::from([("email/a".into(), 1), ("email/b".into(), 2), ("email/none".into(), 9)]);
-    let claimed = opened.store.claim(Claim { owner: "me".into(), destinations, in_flight: Vec::new() }).await?;
-    let mut of: Vec<_> = claimed.iter().map(|one| (one.effect.account(), one.effect.recipient())).collect();
-    of.sort_unstable();
-    assert_eq!(of, [("a", "1@x.org"), ("b", "1@x.org"), ("b", "2@x.org")]);
+    let (a, b) = tokio::try_join!(opened.claim_of("me", "email/a", 1), opened.claim_of("me", "email/b", 2))?;
+    assert_eq!(recipients(&a), ["1@x.org"]);
+    assert_eq!(recipients(&b), ["1@x.org", "2@x.org"]);
+    assert!(opened.claim_of("me", "email/none", 9).await?.is_empty());
     Ok(())
 }
 

@@ -234,13 +234,15 @@ pub struct DueRetry {
 
 /// A wish for due effects.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub(super) struct Claim {
     /// Who claims.
     pub owner: String,
-    /// Of which destinations, and how many of each at most.
-    pub destinations: BTreeMap<String, u32>,
-    /// The rows this owner is performing: not taken over, though the database was away for longer than a lease.
-    pub in_flight: Vec<i64>,
+    /// Of which destination.
+    pub destination: String,
+    /// How many at most.
+    pub limit: u32,
+    /// Whether nothing is due there but what is written with it.
+    pub only_new: bool,
 }
 
 /// An effect that is this owner's to perform, once.

@@ -6,6 +6,7 @@
 
 mod attempts;
 mod bindings;
+mod claims;
 mod effects;
 mod events;
 pub(super) mod figures;
@@ -15,6 +16,7 @@ pub(super) mod records;
 pub(super) mod registry;
 mod withdrawn;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -22,16 +24,18 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{ConnectOptions, Row, SqliteConnection};
 
+use claims::Claims;
+
+use super::now_ms;
 use super::rows::*;
 use super::writer::{Write, Written};
-use super::{LEASE_MS, now_ms};
 use crate::effect::Hash;
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
 
-/// What is withdrawn at this moment.
-fn now(withdrawn: &Mutex<Withdrawn>) -> Withdrawn {
-    withdrawn.lock().unwrap_or_else(PoisonError::into_inner).clone()
+/// What it is at this moment.
+fn now<T: Clone>(changing: &Mutex<T>) -> T {
+    changing.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 pub(super) fn options(path: &Path) -> SqliteConnectOptions {
@@ -82,11 +86,22 @@ fn is_in_the_way(error: &sqlx::Error) -> bool {
     ["locked", "already exists", "UNIQUE constraint failed: _sqlx_migrations"].iter().any(|way| said.contains(way))
 }
 
+/// What came of a transaction.
+pub(super) struct Applied {
+    /// Of each write.
+    pub written: Vec<Written>,
+    /// What each claim got.
+    pub claimed: Vec<Vec<Claimed>>,
+    /// Where effects that were written before became due.
+    pub due: BTreeSet<String>,
+}
+
 /// Applies a group of writes, in an order that lets claims see what the group brings.
-pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write]) -> Result<Vec<Written>> {
+pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write], claims: &[Claim]) -> Result<Applied> {
     let mut written: Vec<Option<Written>> = writes.iter().map(|_| None).collect();
     let mut deliveries = Vec::new();
     let mut finished = Vec::new();
+    let mut due = BTreeSet::new();
     for ((place, write), slot) in writes.iter().enumerate().zip(&mut written) {
         match write {
             Write::Settle(settled) if settled.basis == Basis::Delivery => deliveries.push((place, settled)),
@@ -94,44 +109,41 @@ pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write]) -
                 finished.push(ended);
                 *slot = Some(Written::Nothing);
             }
+            Write::Keep { owner, in_flight } => {
+                due.extend(claims::keep(connection, owner, &now(in_flight)).await?);
+                *slot = Some(Written::Nothing);
+            }
             _ => {}
         }
     }
-    for (place, verdict) in events::settle_deliveries(connection, deliveries).await? {
+    due.extend(claims::followed(connection, &finished).await?);
+    due.extend(attempts::finish_all(connection, &finished).await?);
+    let mut claims = Claims::begin(connection, claims, &due).await?;
+    for (place, verdict) in events::settle_deliveries(connection, deliveries, &mut claims).await? {
         if let Some(slot) = written.get_mut(place) {
             *slot = Some(Written::Verdict(verdict));
         }
     }
-    attempts::finish_all(connection, &finished).await?;
-    let is_claim = |write: &Write| matches!(write, Write::Claim(_));
-    let (claims, others): (Vec<_>, Vec<_>) =
-        writes.iter().zip(&mut written).filter(|(_, slot)| slot.is_none()).partition(|(write, _)| is_claim(write));
-    for (write, slot) in others.into_iter().chain(claims) {
-        *slot = Some(one(connection, write).await?);
+    for (write, slot) in writes.iter().zip(&mut written).filter(|(_, slot)| slot.is_none()) {
+        *slot = Some(one(connection, write, &mut claims).await?);
     }
-    Ok(written.into_iter().map(|slot| slot.unwrap_or(Written::Nothing)).collect())
+    let claimed = claims.end(connection).await?;
+    Ok(Applied { written: written.into_iter().map(|slot| slot.unwrap_or(Written::Nothing)).collect(), claimed, due })
 }
 
-async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written> {
+async fn one(connection: &mut SqliteConnection, write: &Write, claims: &mut Claims<'_>) -> Result<Written> {
     Ok(match write {
-        Write::Settle(settled) => Written::Verdict(events::settle_deferred(connection, settled).await?),
-        Write::Retried(retried) => Written::Verdict(invocations::settle_retry(connection, retried).await?),
+        Write::Settle(settled) => Written::Verdict(events::settle_deferred(connection, settled, claims).await?),
+        Write::Retried(retried) => Written::Verdict(invocations::settle_retry(connection, retried, claims).await?),
         Write::Bury(dead) => events::bury(connection, dead).await?,
         Write::DueEvents { room } => Written::Events(events::due_events(connection, now_ms(), room).await?),
         Write::DueRetries { room } => Written::Retries(invocations::due_retries(connection, now_ms(), room).await?),
-        Write::Claim(claim) => Written::Claimed(effects::claim(connection, claim).await?),
-        Write::Finish(finished, _) => {
-            attempts::finish_all(connection, &[finished]).await?;
-            Written::Nothing
-        }
-        Write::Renew { owner, effects } => effects::renew(connection, owner, effects, now_ms() + LEASE_MS).await?,
         Write::Unbound { queue, binding } => bindings::unbound(connection, queue, binding).await?,
         Write::Registry(change) => Written::Registry(registry::apply(connection, change).await?),
         Write::ProbeNow => {
             sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
             Written::Nothing
         }
-        Write::ClaimWhenDue(_) | Write::EndClaims { .. } => Written::Nothing,
         Write::Withdraw(withdrawn) => Written::Count(withdrawn::withdraw(connection, &now(withdrawn), now_ms()).await?),
         Write::Prune { before_ms } => {
             registry::prune(connection).await?;
@@ -140,6 +152,8 @@ async fn one(connection: &mut SqliteConnection, write: &Write) -> Result<Written
         Write::Bindings { queue, bindings } => {
             Written::Bindings(bindings::bindings(connection, queue, bindings).await?)
         }
+        // Done before, or not written at all.
+        Write::Finish(..) | Write::Keep { .. } | Write::BeginClaims(..) | Write::EndClaims(_) => Written::Nothing,
     })
 }
 

@@ -1,8 +1,8 @@
-//! Claims that wait until there is something to claim: tried again when a write may have made an effect of their
-//! destination due, and every second, for what time alone makes due or another process wrote.
+//! Claims that stand as long as their couriers do: tried when a write may have made an effect of their destination due, and
+//! every second, for what time alone makes due or another process wrote.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,8 +19,6 @@ pub struct Claimer {
     pub destination: String,
     /// One for each effect that can be performed at the same time.
     pub slots: Arc<Semaphore>,
-    /// The rows this owner is performing.
-    pub in_flight: Arc<Mutex<HashSet<i64>>>,
 }
 
 impl Claimer {
@@ -40,43 +38,38 @@ impl Claimer {
     }
 }
 
-/// Claims that wait, each with whom to tell.
-pub(super) struct Standing<R> {
-    waiting: Vec<(Claimer, R)>,
+/// The claims, each with how to hand over what it got.
+pub(super) struct Standing<G> {
+    waiting: Vec<(Claimer, G)>,
     /// Destinations of which nothing was left to claim, and nothing was written since.
     idle: HashSet<String>,
     look_again: Instant,
 }
 
 /// A claim that is tried, with the slots there are for it.
-pub(super) struct Tried<R> {
+pub(super) struct Tried<G> {
     pub claimer: Claimer,
     pub slots: OwnedSemaphorePermit,
-    pub reply: R,
+    pub only_new: bool,
+    pub give: G,
 }
 
-impl<R> Tried<R> {
-    fn limit(&self) -> u32 {
-        u32::try_from(self.slots.num_permits()).unwrap_or(u32::MAX)
+impl<G> Tried<G> {
+    /// What it comes to in a transaction.
+    pub(super) fn claim(&self) -> Claim {
+        let Claimer { owner, destination, .. } = self.claimer.clone();
+        let limit = u32::try_from(self.slots.num_permits()).unwrap_or(u32::MAX);
+        Claim { owner, destination, limit, only_new: self.only_new }
     }
 }
 
-/// One claim for all that one owner tries at once, and what it tries; none when nothing is tried.
-pub(super) fn of_one_owner<R>(tried: &mut Vec<Tried<R>>) -> Option<(Claim, Vec<Tried<R>>)> {
-    let Claimer { owner, in_flight, .. } = tried.first()?.claimer.clone();
-    let own: Vec<_> = tried.extract_if(.., |tried| tried.claimer.owner == owner).collect();
-    let destinations = own.iter().map(|tried| (tried.claimer.destination.clone(), tried.limit())).collect();
-    let in_flight = in_flight.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
-    Some((Claim { owner, destinations, in_flight }, own))
-}
-
-impl<R> Standing<R> {
+impl<G> Standing<G> {
     pub(super) fn new() -> Self {
         Self { waiting: Vec::new(), idle: HashSet::new(), look_again: Instant::now() + LOOK_EVERY }
     }
 
-    pub(super) fn push(&mut self, claimer: Claimer, reply: R) {
-        self.waiting.push((claimer, reply));
+    pub(super) fn push(&mut self, claimer: Claimer, give: G) {
+        self.waiting.push((claimer, give));
     }
 
     /// Something of this destination may be due.
@@ -106,29 +99,31 @@ impl<R> Standing<R> {
         self.waiting.iter().any(|(claimer, _)| !self.idle.contains(&claimer.destination) && claimer.has_room())
     }
 
-    /// Takes at most `count` of those for which there may be something and who have room for it.
-    pub(super) fn ready(&mut self, count: usize) -> Vec<Tried<R>> {
+    /// Takes those who have room and for which there may be something: of `new` destinations, for which there will be, all
+    /// where nothing else is due; of the others at most `count`.
+    pub(super) fn ready(&mut self, count: usize, new: &HashSet<String>) -> Vec<Tried<G>> {
         let (mut ready, mut waiting) = (Vec::new(), Vec::with_capacity(self.waiting.len()));
-        let mut tried = HashSet::new();
-        for (claimer, reply) in self.waiting.drain(..) {
-            let is_wanted = ready.len() < count
-                && !self.idle.contains(&claimer.destination)
-                && !tried.contains(&claimer.destination);
-            match is_wanted.then(|| claimer.free_slots()).flatten() {
+        let (mut tried, mut looked_for) = (HashSet::new(), 0);
+        for (claimer, give) in self.waiting.drain(..) {
+            let destination = &claimer.destination;
+            let only_new = self.idle.contains(destination);
+            let is_wanted = if only_new { new.contains(destination) } else { looked_for < count };
+            match (is_wanted && !tried.contains(destination)).then(|| claimer.free_slots()).flatten() {
                 Some(slots) => {
-                    tried.insert(claimer.destination.clone());
-                    ready.push(Tried { claimer, slots, reply });
+                    looked_for += usize::from(!only_new);
+                    tried.insert(destination.clone());
+                    ready.push(Tried { claimer, slots, only_new, give });
                 }
-                None => waiting.push((claimer, reply)),
+                None => waiting.push((claimer, give)),
             }
         }
         self.waiting = waiting;
         ready
     }
 
-    /// Takes those of one destination.
-    pub(super) fn end(&mut self, destination: &str) -> Vec<R> {
-        self.waiting.extract_if(.., |(claimer, _)| claimer.destination == destination).map(|(_, reply)| reply).collect()
+    /// Ends the one with these slots.
+    pub(super) fn end(&mut self, slots: &Arc<Semaphore>) {
+        self.waiting.retain(|(claimer, _)| !Arc::ptr_eq(&claimer.slots, slots));
     }
 }
 
@@ -139,8 +134,7 @@ mod tests {
     use super::*;
 
     fn claimer(destination: &str, slots: usize) -> Claimer {
-        let (owner, slots) = ("me".into(), Arc::new(Semaphore::new(slots)));
-        Claimer { owner, destination: destination.into(), slots, in_flight: Arc::default() }
+        Claimer { owner: "me".into(), destination: destination.into(), slots: Arc::new(Semaphore::new(slots)) }
     }
 
     fn standing(destinations: &[&str]) -> Standing<usize> {
@@ -151,21 +145,25 @@ mod tests {
         standing
     }
 
+    fn none() -> HashSet<String> {
+        HashSet::new()
+    }
+
     fn numbers(tried: Vec<Tried<usize>>) -> Vec<usize> {
-        tried.into_iter().map(|tried| tried.reply).collect()
+        tried.into_iter().map(|tried| tried.give).collect()
     }
 
     #[test]
     fn a_claim_is_tried_when_something_of_its_destination_may_be_due() {
         let mut standing = standing(&["a", "b"]);
         standing.nothing_is_due("a");
-        assert_eq!(numbers(standing.ready(9)), [1]);
+        assert_eq!(numbers(standing.ready(9, &none())), [1]);
         assert!(!standing.is_ready());
         standing.may_be_due("b");
         assert!(!standing.is_ready());
         standing.may_be_due("a");
         assert!(standing.is_ready());
-        assert_eq!(numbers(standing.ready(9)), [0]);
+        assert_eq!(numbers(standing.ready(9, &none())), [0]);
         assert_eq!(standing.look_again(), None, "nobody waits");
     }
 
@@ -176,18 +174,26 @@ mod tests {
         let busy: Vec<_> = (0..3).filter_map(|_| Arc::clone(&slots).try_acquire_owned().ok()).collect();
         standing.push(claimer, 0);
         assert!(!standing.is_ready());
-        assert!(standing.ready(9).is_empty(), "there is no room");
+        assert!(standing.ready(9, &none()).is_empty(), "there is no room");
         drop(busy);
         assert!(standing.is_ready());
-        let tried = standing.ready(9);
-        assert_eq!((tried[0].limit(), slots.available_permits()), (3, 0));
+        let tried = standing.ready(9, &none());
+        assert_eq!((tried[0].claim().limit, slots.available_permits()), (3, 0));
+    }
+
+    #[test]
+    fn where_nothing_is_due_a_claim_is_for_what_comes() {
+        let mut standing = standing(&["a", "b", "c"]);
+        ["a", "b"].iter().for_each(|destination| standing.nothing_is_due(destination));
+        let tried = standing.ready(9, &HashSet::from(["a".to_owned(), "c".to_owned()]));
+        assert_eq!(tried.iter().map(|tried| (tried.give, tried.only_new)).collect::<Vec<_>>(), [(0, true), (2, false)]);
     }
 
     #[test]
     fn those_that_come_too_many_keep_their_turn() {
         let mut standing = standing(&["a", "b", "c"]);
-        assert_eq!(numbers(standing.ready(2)), [0, 1]);
-        assert_eq!(numbers(standing.ready(2)), [2]);
+        assert_eq!(numbers(standing.ready(2, &none())), [0, 1]);
+        assert_eq!(numbers(standing.ready(2, &none())), [2]);
     }
 
     #[test]
@@ -197,7 +203,8 @@ mod tests {
         let before = standing.look_again().expect("two wait");
         standing.all_may_be_due();
         assert!(standing.look_again().expect("two wait") >= before);
-        assert_eq!(standing.end("b"), [1]);
-        assert_eq!(numbers(standing.ready(9)), [0]);
+        let slots = Arc::clone(&standing.waiting[1].0.slots);
+        standing.end(&slots);
+        assert_eq!(numbers(standing.ready(9, &none())), [0]);
     }
 }

@@ -1,23 +1,24 @@
 //! The one writer. Writes that wait while a transaction runs share the next one, so the busier it is, the larger the
 //! group and the fewer the waits for the disk; a lone write waits for nobody.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sqlx::{Connection, SqliteConnection};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::checkpoint::Checkpoints;
 use super::queue::Queue;
 use super::rows::{
-    Binding, Changed, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Invocation, Outcome,
-    ROW_WEIGHT, RegistryChange, Retried, Room, Settled, Verdict, Withdrawn,
+    Binding, Changed, Claim, Claimed, DeadDelivery, DeferredEvent, DueRetry, Fate, Finished, Outcome, ROW_WEIGHT,
+    RegistryChange, Retried, Room, Settled, Verdict, Withdrawn,
 };
-use super::standing::{self, Claimer, Standing, Tried};
-use super::{Health, StoreError, sqlite};
+use super::sqlite::{self, Applied};
+use super::standing::{Claimer, Standing, Tried};
+use super::{Health, StoreError};
 use crate::fair::Company;
 
 /// One thing to write.
@@ -31,17 +32,15 @@ pub(super) enum Write {
     DueRetries {
         room: Room,
     },
-    Claim(Claim),
-    ClaimWhenDue(Claimer),
-    /// Answers the claims that wait for something due there with nothing.
-    EndClaims {
-        destination: String,
-    },
+    /// Stands until it is ended or nobody takes any more.
+    BeginClaims(Claimer, Give),
+    /// Of the one with these slots.
+    EndClaims(Arc<Semaphore>),
     /// With its slot, which is free as soon as this is here.
     Finish(Finished, Option<OwnedSemaphorePermit>),
-    Renew {
+    Keep {
         owner: String,
-        effects: Vec<i64>,
+        in_flight: Arc<Mutex<HashSet<i64>>>,
     },
     ProbeNow,
     Registry(RegistryChange),
@@ -70,11 +69,10 @@ impl Write {
             Self::Registry(_)
             | Self::DueEvents { .. }
             | Self::DueRetries { .. }
-            | Self::Claim(_)
-            | Self::ClaimWhenDue(_)
-            | Self::EndClaims { .. }
+            | Self::BeginClaims(..)
+            | Self::EndClaims(_)
             | Self::Finish(..)
-            | Self::Renew { .. }
+            | Self::Keep { .. }
             | Self::ProbeNow
             | Self::Withdraw(_)
             | Self::Prune { .. }
@@ -91,29 +89,23 @@ impl Write {
                 Self::Retried(retried) => retried.invocation.bytes(),
                 Self::Bury(dead) => dead.delivery.body.len(),
                 Self::Registry(RegistryChange::Deploy(deployment)) => deployment.wasm.len(),
-                Self::Claim(claim) => claim.destinations.values().sum::<u32>() as usize * ROW_WEIGHT,
                 _ => 0,
             }
     }
 
-    /// Notes what couriers may find due once it is written.
-    fn announce<R>(&self, claims: &mut Standing<R>) {
-        match self {
-            Self::Settle(Settled { fate: Fate::Planned(invocations), .. }) => {
-                invocations.iter().for_each(|invocation| announce(invocation, claims));
-            }
-            Self::Retried(retried) => announce(&retried.invocation, claims),
-            // The next one to the same recipient.
-            Self::Finish(finished, _) => claims.may_be_due(&finished.destination),
-            Self::ProbeNow => claims.all_may_be_due(),
-            _ => {}
-        }
+    /// Where it brings effects.
+    fn destinations(&self) -> impl Iterator<Item = String> {
+        let invocations = match self {
+            Self::Settle(Settled { fate: Fate::Planned(invocations), .. }) => invocations.as_slice(),
+            Self::Retried(retried) => std::slice::from_ref(&retried.invocation),
+            _ => &[],
+        };
+        let plans = invocations.iter().filter_map(|invocation| match &invocation.outcome {
+            Outcome::Done(plan) => Some(plan),
+            _ => None,
+        });
+        plans.flat_map(|plan| plan.effects.iter().map(|planned| planned.effect.destination()))
     }
-}
-
-fn announce<R>(invocation: &Invocation, claims: &mut Standing<R>) {
-    let Outcome::Done(plan) = &invocation.outcome else { return };
-    plan.effects.iter().for_each(|planned| claims.may_be_due(&planned.effect.destination()));
 }
 
 /// What came of it.
@@ -122,14 +114,14 @@ pub(super) enum Written {
     Verdict(Verdict),
     Events(Vec<DeferredEvent>),
     Retries(Vec<DueRetry>),
-    Claimed(Vec<Claimed>),
-    ClaimedInto(Vec<(Claimed, Option<OwnedSemaphorePermit>)>),
     Bindings(Vec<Binding>),
     Registry(Changed),
     Count(u64),
 }
 
 type Reply = oneshot::Sender<Result<Written, StoreError>>;
+/// Where what is claimed goes, each with its slot: so never more than there are slots.
+type Give = mpsc::UnboundedSender<Result<(Claimed, OwnedSemaphorePermit), StoreError>>;
 
 /// Writes groups until nobody is left who could send any.
 pub(super) async fn run(
@@ -139,7 +131,7 @@ pub(super) async fn run(
     health: watch::Sender<Health>,
     mut checkpoints: Checkpoints,
 ) {
-    let (mut come, mut queue, mut claims) = (Vec::with_capacity(GROUP_MAX), Queue::new(), Standing::<Reply>::new());
+    let (mut come, mut queue, mut claims) = (Vec::with_capacity(GROUP_MAX), Queue::new(), Standing::<Give>::new());
     let mut company = Company::default();
     loop {
         if queue.is_empty() && !claims.is_ready() {
@@ -157,11 +149,13 @@ pub(super) async fn run(
         }
         for (write, reply) in come.drain(..) {
             match write {
-                Write::ClaimWhenDue(claimer) => claims.push(claimer, reply),
-                Write::EndClaims { destination } => {
-                    for reply in claims.end(&destination).into_iter().chain([reply]) {
-                        drop(reply.send(Ok(Written::Nothing)));
-                    }
+                Write::BeginClaims(claimer, give) => {
+                    claims.push(claimer, give);
+                    drop(reply.send(Ok(Written::Nothing)));
+                }
+                Write::EndClaims(slots) => {
+                    claims.end(&slots);
+                    drop(reply.send(Ok(Written::Nothing)));
                 }
                 mut write => {
                     if let Write::Finish(_, slot) = &mut write {
@@ -177,31 +171,28 @@ pub(super) async fn run(
         }
         let weight_max = if company.is_several() { SHARED_GROUP_WEIGHT_MAX } else { GROUP_WEIGHT_MAX };
         let group = queue.group(GROUP_MAX, weight_max);
-        group.iter().for_each(|(write, _)| write.announce(&mut claims));
-        if claims.look_again().is_some_and(|at| at <= Instant::now()) {
+        if claims.look_again().is_some_and(|at| at <= Instant::now())
+            || group.iter().any(|(write, _)| matches!(write, Write::ProbeNow))
+        {
             claims.all_may_be_due();
         }
-        // What the group makes due is claimed in the same transaction.
-        let mut tried = claims.ready(CLAIMS_MAX);
-        tried.retain(|tried| !tried.reply.is_closed());
+        // What the group brings is claimed in the same transaction.
+        let new = group.iter().flat_map(|(write, _)| write.destinations()).collect();
+        let mut tried = claims.ready(CLAIMS_MAX, &new);
+        tried.retain(|tried| !tried.give.is_closed());
         if group.is_empty() && tried.is_empty() {
             continue;
         }
-        let (mut group, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        // Not what is claimed, which was written before.
+        let (group, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         checkpoints.wrote(group.iter().map(Write::weight).sum());
-        let mut claimants = Vec::new();
-        while let Some((claim, tried)) = standing::of_one_owner(&mut tried) {
-            group.push(Write::Claim(claim));
-            claimants.push(tried);
-        }
-        let waiting = || replies.iter().chain(claimants.iter().flatten().map(|tried| &tried.reply));
-        let written = loop {
-            match commit(&mut connection, &group).await {
-                Ok(written) => break written,
-                Err(error) if waiting().all(Reply::is_closed) => {
+        let wishes: Vec<_> = tried.iter().map(Tried::claim).collect();
+        let is_unwanted = || replies.iter().all(Reply::is_closed) && tried.iter().all(|tried| tried.give.is_closed());
+        let committed = loop {
+            match commit(&mut connection, &group, &wishes).await {
+                Ok(committed) => break committed,
+                Err(error) if is_unwanted() => {
                     tracing::error!(%error, "database unavailable, and nobody waits for these writes any more");
-                    break Vec::new();
+                    break Committed::default();
                 }
                 Err(error) => {
                     tracing::error!(%error, "database unavailable: nothing is acked until it takes writes again");
@@ -217,41 +208,51 @@ pub(super) async fn run(
             tracing::info!("database takes writes again");
             health.send_replace(Health::Ready);
         }
-        let mut written = written.into_iter();
         // Whoever asked may have gone away; the write stands.
-        replies.into_iter().zip(&mut written).for_each(|(reply, written)| drop(reply.send(written)));
-        claimants.into_iter().zip(written).for_each(|(tried, written)| answer(tried, written, &mut claims));
+        replies.into_iter().zip(committed.written).for_each(|(reply, written)| drop(reply.send(written)));
+        new.iter().chain(&committed.due).for_each(|destination| claims.may_be_due(destination));
+        tried.into_iter().zip(committed.claimed).for_each(|(tried, claimed)| hand_over(tried, claimed, &mut claims));
     }
     if let Err(error) = connection.close().await {
         tracing::warn!(%error, "close database");
     }
 }
 
-/// Hands over what was claimed, each with its slot; a claim that found nothing waits on.
-fn answer(tried: Vec<Tried<Reply>>, written: Result<Written, StoreError>, claims: &mut Standing<Reply>) {
-    let mut claimed: HashMap<String, Vec<Claimed>> = HashMap::new();
-    match written {
-        Ok(Written::Claimed(all)) => {
-            all.into_iter().for_each(|one| claimed.entry(one.effect.destination()).or_default().push(one));
-        }
-        Ok(_) => {}
-        Err(error) => {
-            let why = error.to_string();
-            let refuse = |tried: Tried<Reply>| drop(tried.reply.send(Err(StoreError::Rejected(why.clone()))));
-            return tried.into_iter().for_each(refuse);
-        }
+/// Hands over what was claimed, each with its slot; the claim stands.
+fn hand_over(tried: Tried<Give>, claimed: Result<Vec<Claimed>, StoreError>, claims: &mut Standing<Give>) {
+    let Tried { claimer, mut slots, give, .. } = tried;
+    // A claim that was refused is tried again in a second.
+    if claimed.as_ref().map_or(0, Vec::len) < slots.num_permits() {
+        claims.nothing_is_due(&claimer.destination);
     }
-    for Tried { claimer, mut slots, reply } in tried {
-        let claimed = claimed.remove(&claimer.destination).unwrap_or_default();
-        if claimed.len() < slots.num_permits() {
-            claims.nothing_is_due(&claimer.destination);
-        }
-        if claimed.is_empty() {
-            claims.push(claimer, reply);
-            continue;
-        }
-        let with_slots = claimed.into_iter().map(|claimed| (claimed, slots.split(1))).collect();
-        drop(reply.send(Ok(Written::ClaimedInto(with_slots))));
+    // Whoever is gone, what was claimed for him lapses.
+    match claimed {
+        Err(error) => drop(give.send(Err(error))),
+        Ok(all) => all.into_iter().zip(std::iter::repeat_with(|| slots.split(1))).for_each(|(claimed, slot)| {
+            if let Some(slot) = slot {
+                drop(give.send(Ok((claimed, slot))));
+            }
+        }),
+    }
+    claims.push(claimer, give);
+}
+
+/// What came of a group.
+#[derive(Default)]
+struct Committed {
+    /// Of each write.
+    written: Vec<Result<Written, StoreError>>,
+    /// Of each claim.
+    claimed: Vec<Result<Vec<Claimed>, StoreError>>,
+    /// Where effects that were written before became due.
+    due: BTreeSet<String>,
+}
+
+impl Committed {
+    fn add(&mut self, applied: Applied) {
+        self.written.extend(applied.written.into_iter().map(Ok));
+        self.claimed.extend(applied.claimed.into_iter().map(Ok));
+        self.due.extend(applied.due);
     }
 }
 
@@ -260,28 +261,48 @@ fn answer(tried: Vec<Tried<Reply>>, written: Result<Written, StoreError>, claims
 async fn commit(
     connection: &mut SqliteConnection,
     writes: &[Write],
-) -> Result<Vec<Result<Written, StoreError>>, sqlx::Error> {
-    match commit_all(connection, writes).await {
-        Ok(written) => return Ok(written.into_iter().map(Ok).collect()),
+    claims: &[Claim],
+) -> Result<Committed, sqlx::Error> {
+    let mut committed = Committed::default();
+    match commit_all(connection, writes, claims).await {
+        Ok(applied) => {
+            committed.add(applied);
+            return Ok(committed);
+        }
         Err(error) if !is_about_content(&error) => return Err(error),
         Err(error) => tracing::warn!(%error, writes = writes.len(), "database refuses a group: committing one by one"),
     }
-    let mut all = Vec::with_capacity(writes.len());
     for write in writes.chunks(1) {
-        match commit_all(connection, write).await {
-            Ok(written) => all.extend(written.into_iter().map(Ok)),
-            Err(error) if is_about_content(&error) => all.push(Err(StoreError::Rejected(error.to_string()))),
+        match commit_all(connection, write, &[]).await {
+            Ok(applied) => committed.add(applied),
+            Err(error) if is_about_content(&error) => {
+                committed.written.push(Err(StoreError::Rejected(error.to_string())));
+            }
             Err(error) => return Err(error),
         }
     }
-    Ok(all)
+    for claim in claims {
+        // What was new is written by now.
+        match commit_all(connection, &[], &[Claim { only_new: false, ..claim.clone() }]).await {
+            Ok(applied) => committed.add(applied),
+            Err(error) if is_about_content(&error) => {
+                committed.claimed.push(Err(StoreError::Rejected(error.to_string())));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(committed)
 }
 
-async fn commit_all(connection: &mut SqliteConnection, writes: &[Write]) -> Result<Vec<Written>, sqlx::Error> {
+async fn commit_all(
+    connection: &mut SqliteConnection,
+    writes: &[Write],
+    claims: &[Claim],
+) -> Result<Applied, sqlx::Error> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let written = sqlite::apply(&mut transaction, writes).await?;
+    let applied = sqlite::apply(&mut transaction, writes, claims).await?;
     transaction.commit().await?;
-    Ok(written)
+    Ok(applied)
 }
 
 /// Whether the engine would refuse the same content for ever, rather than being in trouble itself.
@@ -302,6 +323,6 @@ const GROUP_MAX: usize = 512;
 const GROUP_WEIGHT_MAX: usize = 1 << 20;
 /// A group where several tenants write: more would keep the others waiting for more than a few milliseconds.
 const SHARED_GROUP_WEIGHT_MAX: usize = 256 << 10;
-/// Claims in one group.
+/// Claims in one group that look for what is due.
 const CLAIMS_MAX: usize = 64;
 const PAUSE: Duration = Duration::from_millis(500);

@@ -7,24 +7,24 @@ use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use super::{Result, in_chunks};
 use crate::store::rows::{Claimed, Finished, Next};
 
+/// Records the attempts of their owners that are about to be made.
 pub(super) async fn record_attempts(
     connection: &mut SqliteConnection,
-    owner: &str,
-    claimed: &[Claimed],
+    attempts: &[(&str, &Claimed)],
     now_ms: i64,
 ) -> Result<()> {
-    for chunk in in_chunks(claimed) {
+    for chunk in in_chunks(attempts) {
         let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_seq, number, owner, started_ms) ");
-        insert.push_values(chunk, |mut row, claimed| {
-            row.push_bind(claimed.seq).push_bind(claimed.attempt).push_bind(owner.to_owned()).push_bind(now_ms);
+        insert.push_values(chunk, |mut row, (owner, claimed)| {
+            row.push_bind(claimed.seq).push_bind(claimed.attempt).push_bind((*owner).to_owned()).push_bind(now_ms);
         });
         insert.build().execute(&mut *connection).await?;
     }
     Ok(())
 }
 
-/// Records how attempts ended, many at once.
-pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
+/// Records how attempts ended, many at once. The destinations that are suspended no longer.
+pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<Vec<String>> {
     for chunk in in_chunks(finished) {
         end_attempts(connection, chunk).await?;
         move_effects(connection, chunk).await?;
@@ -104,10 +104,10 @@ async fn suspend(connection: &mut SqliteConnection, finished: &Finished, probe_m
 }
 
 /// Destinations that answered as they should are suspended no longer.
-async fn lift_suspensions(connection: &mut SqliteConnection, answered: &[&str]) -> Result<()> {
+async fn lift_suspensions(connection: &mut SqliteConnection, answered: &[&str]) -> Result<Vec<String>> {
     if answered.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let lift = "DELETE FROM suspension WHERE destination IN (SELECT value FROM json_each(?))";
-    sqlx::query(lift).bind(serde_json::Value::from(answered).to_string()).execute(connection).await.map(drop)
+    let lift = "DELETE FROM suspension WHERE destination IN (SELECT value FROM json_each(?)) RETURNING destination";
+    sqlx::query_scalar(lift).bind(serde_json::Value::from(answered).to_string()).fetch_all(connection).await
 }

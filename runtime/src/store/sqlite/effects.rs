@@ -1,15 +1,15 @@
-//! Effects: planned with their invocation, claimed by couriers.
+//! Effects: planned with their invocation.
 
 use std::collections::HashMap;
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::{Result, attempts, corrupt, hash, in_chunks, json, quotas};
+use super::claims::Claims;
+use super::{Result, corrupt, hash, in_chunks, json, quotas};
 use crate::effect::{Effect, EffectId, Planned};
 use crate::grant::quota::Quota;
-use crate::store::rows::{Claim, Claimed, Invocation, Outcome};
-use crate::store::writer::Written;
+use crate::store::rows::{Claimed, Invocation, Outcome};
 use crate::store::{LEASE_MS, now_ms};
 
 /// An effect with the invocation it belongs to and the effect it must wait for.
@@ -27,6 +27,8 @@ pub(super) struct EffectRow<'a> {
     state: &'static str,
     reason: Option<Vec<u8>>,
     due_ms: i64,
+    /// The claim it is taken by as it is written.
+    claim: Option<usize>,
 }
 
 impl<'a> EffectRow<'a> {
@@ -37,6 +39,26 @@ impl<'a> EffectRow<'a> {
     /// Whose quota it is charged to.
     pub(super) fn quota_key(&self) -> (&'a str, &'a str, &'static str) {
         (self.tenant, self.plugin, self.planned.effect.capability())
+    }
+
+    /// Whether nothing keeps it from being performed.
+    fn is_due(&self) -> bool {
+        self.is_pending() && self.after.is_none() && self.due_ms <= self.created_ms
+    }
+
+    fn first_attempt(&self, seq: i64) -> Claimed {
+        Claimed {
+            seq,
+            id: self.planned.id,
+            call: self.planned.call,
+            tenant: self.tenant.to_owned(),
+            plugin: self.plugin.to_owned(),
+            attempt: 1,
+            failures: 0,
+            in_doubt: 0,
+            created_ms: self.created_ms,
+            effect: self.planned.effect.clone(),
+        }
     }
 
     /// It is due later.
@@ -76,20 +98,32 @@ pub(super) fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: 
             state: if reason.is_some() { "refused" } else { PENDING },
             reason,
             due_ms: created_ms,
+            claim: None,
         }
     };
     plan.effects.iter().map(row).collect()
 }
 
-pub(super) async fn insert_effects(connection: &mut SqliteConnection, mut effects: Vec<EffectRow<'_>>) -> Result<()> {
+/// Writes effects, and claims as it writes them those that somebody waits for.
+pub(super) async fn insert_effects(
+    connection: &mut SqliteConnection,
+    mut effects: Vec<EffectRow<'_>>,
+    claims: &mut Claims<'_>,
+) -> Result<()> {
     quotas::charge(connection, &mut effects).await?;
+    for effect in effects.iter_mut().filter(|effect| effect.is_due()) {
+        if let Some(claim) = claims.of_new(&effect.planned.effect.destination()) {
+            (effect.state, effect.claim) = (CLAIMED, Some(claim));
+        }
+    }
+    let lease_ms = now_ms() + LEASE_MS;
     for chunk in in_chunks(&effects) {
         let mut insert = QueryBuilder::<Sqlite>::new(
             "INSERT INTO effect (id, invocation_id, after, call, copy_of, tenant, plugin, destination, recipient, \
-             payload, created_ms, state, reason, due_ms) ",
+             payload, created_ms, state, reason, due_ms, owner, lease_ms, attempt) ",
         );
         insert.push_values(chunk, |mut row, effect| {
-            let planned = effect.planned;
+            let (planned, owner) = (effect.planned, effect.claim.and_then(|claim| claims.owner(claim)));
             row.push_bind(planned.id.as_bytes().to_vec())
                 .push_bind(effect.invocation_id)
                 .push_bind(effect.after.map(|after| after.as_bytes().to_vec()))
@@ -103,123 +137,27 @@ pub(super) async fn insert_effects(connection: &mut SqliteConnection, mut effect
                 .push_bind(effect.created_ms)
                 .push_bind(effect.state)
                 .push_bind(effect.reason.clone())
-                .push_bind(effect.due_ms);
+                .push_bind(effect.due_ms)
+                .push_bind(owner.map(str::to_owned))
+                .push_bind(owner.map(|_| lease_ms))
+                .push_bind(u32::from(owner.is_some()));
         });
-        insert.build().execute(&mut *connection).await?;
-    }
-    Ok(())
-}
-
-/// Claims what is due and what others have claimed and let lapse. Of a suspended destination it claims nothing, or one
-/// effect as a probe when that is due.
-pub(super) async fn claim(connection: &mut SqliteConnection, claim: &Claim) -> Result<Vec<Claimed>> {
-    // The time of the commit, not of the wish: a lease that had lapsed while waiting would be taken over at once.
-    let now_ms = now_ms();
-    let suspended = suspended(connection).await?;
-    let mut wanted = Vec::with_capacity(claim.destinations.len());
-    for (destination, limit) in &claim.destinations {
-        let limit = match suspended.get(destination) {
-            None => *limit,
-            Some(probe_ms) => probes(connection, destination, *probe_ms, now_ms).await?.min(*limit),
-        };
-        wanted.push((destination.as_str(), limit));
-    }
-    wanted.retain(|(_, limit)| *limit > 0);
-    let in_flight = serde_json::Value::from_iter(claim.in_flight.iter().copied()).to_string();
-    let mut rows = Vec::new();
-    for (destination, limit) in wanted {
-        rows.extend(claim_due(connection, claim, (destination, limit), &in_flight, now_ms).await?);
-    }
-    let mut claimed = Vec::with_capacity(rows.len());
-    for row in &rows {
-        match self::claimed(row) {
-            Ok(readable) => claimed.push(readable),
-            Err(error) => {
-                tracing::error!(%error, "an effect cannot be read back and is dead");
-                let dead = "UPDATE effect SET state = 'dead', reason = ? WHERE seq = ?";
-                let seq: i64 = row.try_get("seq")?;
-                sqlx::query(dead).bind(error.to_string().into_bytes()).bind(seq).execute(&mut *connection).await?;
+        if chunk.iter().all(|effect| effect.claim.is_none()) {
+            insert.build().execute(&mut *connection).await?;
+            continue;
+        }
+        let rows = insert.push(" RETURNING id, seq").build().fetch_all(&mut *connection).await?;
+        let mut seqs = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            seqs.insert(hash(row, "id")?, row.try_get("seq")?);
+        }
+        for effect in chunk {
+            if let (Some(claim), Some(seq)) = (effect.claim, seqs.get(&effect.planned.id)) {
+                claims.took(claim, effect.first_attempt(*seq));
             }
         }
     }
-    attempts::record_attempts(connection, &claim.owner, &claimed, now_ms).await?;
-    Ok(claimed)
-}
-
-/// Claims at most so many of a destination.
-async fn claim_due(
-    connection: &mut SqliteConnection,
-    claim: &Claim,
-    (destination, limit): (&str, u32),
-    in_flight: &str,
-    now_ms: i64,
-) -> Result<Vec<SqliteRow>> {
-    sqlx::query(
-        "UPDATE effect SET in_doubt = in_doubt + (state = 'claimed'), state = 'claimed', owner = ?1, lease_ms = ?2, \
-         attempt = attempt + 1 \
-         WHERE seq IN (\
-           SELECT seq FROM (SELECT seq FROM effect e \
-             WHERE state = 'claimed' AND destination = ?3 AND lease_ms <= ?4 \
-               AND seq NOT IN (SELECT value FROM json_each(?6)) ORDER BY lease_ms LIMIT 0 + ?5) \
-           UNION ALL \
-           SELECT seq FROM (SELECT seq FROM effect e \
-             WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
-               SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
-             ORDER BY due_ms LIMIT 0 + ?5) \
-           LIMIT 0 + ?5) \
-         RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
-           coalesce(payload, (SELECT payload FROM effect first WHERE first.id = effect.copy_of)) AS content",
-    )
-    .bind(&claim.owner)
-    .bind(now_ms + LEASE_MS)
-    .bind(destination)
-    .bind(now_ms)
-    .bind(limit)
-    .bind(in_flight)
-    .fetch_all(connection)
-    .await
-}
-
-/// The destinations that are suspended, and when each is probed next.
-async fn suspended(connection: &mut SqliteConnection) -> Result<HashMap<String, i64>> {
-    let all = sqlx::query_as("SELECT destination, probe_ms FROM suspension").fetch_all(connection).await?;
-    Ok(all.into_iter().collect())
-}
-
-/// How many probes of a suspended destination may begin now: one at a time, and while any attempt is under way, its
-/// answer is what is waited for. Each puts the next one off by a lease.
-async fn probes(connection: &mut SqliteConnection, destination: &str, probe_ms: i64, now_ms: i64) -> Result<u32> {
-    if probe_ms > now_ms {
-        return Ok(0);
-    }
-    sqlx::query("UPDATE suspension SET probe_ms = ? WHERE destination = ?")
-        .bind(now_ms + LEASE_MS)
-        .bind(destination)
-        .execute(&mut *connection)
-        .await?;
-    let attempted = "SELECT EXISTS (SELECT 1 FROM effect WHERE state = 'claimed' AND destination = ? AND lease_ms > ?)";
-    let is_attempted: bool = sqlx::query_scalar(attempted).bind(destination).bind(now_ms).fetch_one(connection).await?;
-    Ok(u32::from(!is_attempted))
-}
-
-pub(super) async fn renew(
-    connection: &mut SqliteConnection,
-    owner: &str,
-    effects: &[i64],
-    lease_ms: i64,
-) -> Result<Written> {
-    for chunk in in_chunks(effects) {
-        let mut update = QueryBuilder::<Sqlite>::new("UPDATE effect SET lease_ms = ");
-        update.push_bind(lease_ms).push(" WHERE state = 'claimed' AND owner = ").push_bind(owner.to_owned());
-        update.push(" AND seq IN (");
-        let mut rows = update.separated(", ");
-        for seq in chunk {
-            rows.push_bind(*seq);
-        }
-        update.push(")");
-        update.build().execute(&mut *connection).await?;
-    }
-    Ok(Written::Nothing)
+    Ok(())
 }
 
 /// The effect of a row.
@@ -228,20 +166,7 @@ pub(in crate::store) fn effect(row: &SqliteRow) -> Result<Effect> {
         .map_err(|error| corrupt("content", error.into()))
 }
 
-fn claimed(row: &SqliteRow) -> Result<Claimed> {
-    Ok(Claimed {
-        seq: row.try_get("seq")?,
-        id: hash(row, "id")?,
-        call: hash(row, "call")?,
-        tenant: row.try_get("tenant")?,
-        plugin: row.try_get("plugin")?,
-        attempt: row.try_get("attempt")?,
-        failures: row.try_get("failures")?,
-        in_doubt: row.try_get("in_doubt")?,
-        created_ms: row.try_get("created_ms")?,
-        effect: effect(row)?,
-    })
-}
-
 /// The state of an effect that is to be done.
 const PENDING: &str = "pending";
+/// The state of an effect that a courier performs.
+const CLAIMED: &str = "claimed";

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
+use super::claims::Claims;
 use super::{Result, from_json, hash, in_chunks, invocations, json, quotas, signed};
 use crate::effect::Hash;
 use crate::store::TAKEN_MS;
@@ -16,6 +17,7 @@ use crate::store::writer::Written;
 pub(super) async fn settle_deliveries(
     connection: &mut SqliteConnection,
     deliveries: Vec<(usize, &Settled)>,
+    claims: &mut Claims<'_>,
 ) -> Result<Vec<(usize, Verdict)>> {
     let mut first: BTreeMap<Hash, (usize, &Settled)> = BTreeMap::new();
     let mut verdicts = Vec::with_capacity(deliveries.len());
@@ -38,7 +40,7 @@ pub(super) async fn settle_deliveries(
             invocations.extend(outcomes.iter().map(|invocation| (*event_id, settled, invocation)));
         }
     }
-    invocations::insert_invocations(connection, &invocations).await?;
+    invocations::insert_invocations(connection, &invocations, claims).await?;
     Ok(verdicts)
 }
 
@@ -65,7 +67,11 @@ async fn insert_events(connection: &mut SqliteConnection, events: &[&Settled]) -
     rows.iter().map(|row| Ok((hash(row, "key")?, row.try_get("id")?))).collect()
 }
 
-pub(super) async fn settle_deferred(connection: &mut SqliteConnection, settled: &Settled) -> Result<Verdict> {
+pub(super) async fn settle_deferred(
+    connection: &mut SqliteConnection,
+    settled: &Settled,
+    claims: &mut Claims<'_>,
+) -> Result<Verdict> {
     let Basis::Deferred { tries } = settled.basis else { return Ok(Verdict::Lost) };
     let (state, reason, due_ms) = event_state(&settled.fate);
     let event_id: Option<i64> = sqlx::query_scalar(
@@ -82,7 +88,7 @@ pub(super) async fn settle_deferred(connection: &mut SqliteConnection, settled: 
     let Some(event_id) = event_id else { return Ok(Verdict::Lost) };
     if let Fate::Planned(outcomes) = &settled.fate {
         let invocations: Vec<_> = outcomes.iter().map(|invocation| (event_id, settled, invocation)).collect();
-        invocations::insert_invocations(connection, &invocations).await?;
+        invocations::insert_invocations(connection, &invocations, claims).await?;
     }
     Ok(Verdict::Won)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
+use super::claims::Claims;
 use super::{Result, effects, from_json, in_chunks, json, list, signed};
 use crate::store::TAKEN_MS;
 use crate::store::rows::{DueRetry, Invocation, Outcome, Retried, Room, Settled, Verdict};
@@ -12,6 +13,7 @@ use crate::store::rows::{DueRetry, Invocation, Outcome, Retried, Room, Settled, 
 pub(super) async fn insert_invocations(
     connection: &mut SqliteConnection,
     invocations: &[(i64, &Settled, &Invocation)],
+    claims: &mut Claims<'_>,
 ) -> Result<()> {
     let mut effects = Vec::new();
     for chunk in in_chunks(invocations) {
@@ -48,10 +50,14 @@ pub(super) async fn insert_invocations(
             effects.extend(effects::rows_of_plan(id, &settled.tenant, invocation));
         }
     }
-    effects::insert_effects(connection, effects).await
+    effects::insert_effects(connection, effects, claims).await
 }
 
-pub(super) async fn settle_retry(connection: &mut SqliteConnection, retried: &Retried) -> Result<Verdict> {
+pub(super) async fn settle_retry(
+    connection: &mut SqliteConnection,
+    retried: &Retried,
+    claims: &mut Claims<'_>,
+) -> Result<Verdict> {
     let invocation = &retried.invocation;
     let (state, reason, due_ms) = invocation_state(&invocation.outcome);
     let update = sqlx::query(
@@ -72,7 +78,7 @@ pub(super) async fn settle_retry(connection: &mut SqliteConnection, retried: &Re
         return Ok(Verdict::Lost);
     }
     let effects = effects::rows_of_plan(retried.invocation_id, &retried.tenant, invocation);
-    effects::insert_effects(connection, effects).await?;
+    effects::insert_effects(connection, effects, claims).await?;
     Ok(Verdict::Won)
 }
 

@@ -1,0 +1,189 @@
+//! Claims: which effects are a courier's to perform, each recorded with the attempt that is about to be made.
+//!
+//! Where a courier waits and nothing older is due, an effect is claimed as it is written, without being looked for or
+//! read back.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+
+use super::{Result, attempts, effects, hash, in_chunks};
+use crate::store::rows::{Claim, Claimed, Finished};
+use crate::store::{LEASE_MS, now_ms};
+
+/// The claims of one transaction, and what they got.
+pub(super) struct Claims<'a> {
+    claims: &'a [Claim],
+    claimed: Vec<Vec<Claimed>>,
+    /// Where new effects are claimed as they are written: by which claim, and how many more.
+    of_new: HashMap<&'a str, (usize, u32)>,
+    /// The suspended destinations, and when each is probed next.
+    suspended: HashMap<String, i64>,
+}
+
+impl<'a> Claims<'a> {
+    /// Nothing is claimed yet. `older` are destinations where effects that were written before became due.
+    pub(super) async fn begin(
+        connection: &mut SqliteConnection,
+        claims: &'a [Claim],
+        older: &BTreeSet<String>,
+    ) -> Result<Self> {
+        let suspended = if claims.is_empty() { HashMap::new() } else { suspended(connection).await? };
+        let of_new = claims.iter().enumerate().filter(|(_, claim)| {
+            claim.only_new && !older.contains(&claim.destination) && !suspended.contains_key(&claim.destination)
+        });
+        let of_new = of_new.map(|(place, claim)| (claim.destination.as_str(), (place, claim.limit))).collect();
+        let claimed = claims.iter().map(|_| Vec::new()).collect();
+        Ok(Self { claims, claimed, of_new, suspended })
+    }
+
+    /// The claim that takes an effect of this destination as it is written.
+    pub(super) fn of_new(&mut self, destination: &str) -> Option<usize> {
+        let (claim, room) = self.of_new.get_mut(destination)?;
+        *room = room.checked_sub(1)?;
+        Some(*claim)
+    }
+
+    pub(super) fn owner(&self, claim: usize) -> Option<&'a str> {
+        self.claims.get(claim).map(|claim| claim.owner.as_str())
+    }
+
+    pub(super) fn took(&mut self, claim: usize, claimed: Claimed) {
+        if let Some(all) = self.claimed.get_mut(claim) {
+            all.push(claimed);
+        }
+    }
+
+    /// Claims the rest, and records the attempts. What each claim got.
+    pub(super) async fn end(mut self, connection: &mut SqliteConnection) -> Result<Vec<Vec<Claimed>>> {
+        // Later than what was just written became due.
+        let now_ms = now_ms();
+        for (claim, claimed) in self.claims.iter().zip(&mut self.claimed) {
+            let limit = match self.suspended.get(&claim.destination) {
+                _ if self.of_new.contains_key(claim.destination.as_str()) => continue,
+                None => claim.limit,
+                Some(probe_ms) => probes(connection, &claim.destination, *probe_ms, now_ms).await?.min(claim.limit),
+            };
+            if limit > 0 {
+                *claimed = claim_due(connection, claim, limit, now_ms).await?;
+            }
+        }
+        let attempts = self.claims.iter().zip(&self.claimed);
+        let attempts: Vec<_> =
+            attempts.flat_map(|(claim, all)| all.iter().map(|claimed| (claim.owner.as_str(), claimed))).collect();
+        attempts::record_attempts(connection, &attempts, now_ms).await?;
+        Ok(self.claimed)
+    }
+}
+
+/// Claims at most so many of what is due at a destination.
+async fn claim_due(connection: &mut SqliteConnection, claim: &Claim, limit: u32, now_ms: i64) -> Result<Vec<Claimed>> {
+    let rows = sqlx::query(
+        "UPDATE effect SET state = 'claimed', owner = ?1, lease_ms = ?2, attempt = attempt + 1 \
+         WHERE seq IN (\
+           SELECT seq FROM effect e \
+           WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
+             SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
+           ORDER BY due_ms LIMIT 0 + ?5) \
+         RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
+           coalesce(payload, (SELECT payload FROM effect first WHERE first.id = effect.copy_of)) AS content",
+    )
+    .bind(&claim.owner)
+    .bind(now_ms + LEASE_MS)
+    .bind(&claim.destination)
+    .bind(now_ms)
+    .bind(limit)
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut all = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match claimed(row) {
+            Ok(readable) => all.push(readable),
+            Err(error) => {
+                tracing::error!(%error, "an effect cannot be read back and is dead");
+                let dead = "UPDATE effect SET state = 'dead', reason = ? WHERE seq = ?";
+                let seq: i64 = row.try_get("seq")?;
+                sqlx::query(dead).bind(error.to_string().into_bytes()).bind(seq).execute(&mut *connection).await?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn claimed(row: &SqliteRow) -> Result<Claimed> {
+    Ok(Claimed {
+        seq: row.try_get("seq")?,
+        id: hash(row, "id")?,
+        call: hash(row, "call")?,
+        tenant: row.try_get("tenant")?,
+        plugin: row.try_get("plugin")?,
+        attempt: row.try_get("attempt")?,
+        failures: row.try_get("failures")?,
+        in_doubt: row.try_get("in_doubt")?,
+        created_ms: row.try_get("created_ms")?,
+        effect: effects::effect(row)?,
+    })
+}
+
+/// The suspended destinations, and when each is probed next.
+async fn suspended(connection: &mut SqliteConnection) -> Result<HashMap<String, i64>> {
+    let all = sqlx::query_as("SELECT destination, probe_ms FROM suspension").fetch_all(connection).await?;
+    Ok(all.into_iter().collect())
+}
+
+/// How many probes of a suspended destination may begin now: one at a time, and while any attempt is under way, its
+/// answer is what is waited for. Each puts the next one off by a lease.
+async fn probes(connection: &mut SqliteConnection, destination: &str, probe_ms: i64, now_ms: i64) -> Result<u32> {
+    if probe_ms > now_ms {
+        return Ok(0);
+    }
+    sqlx::query("UPDATE suspension SET probe_ms = ? WHERE destination = ?")
+        .bind(now_ms + LEASE_MS)
+        .bind(destination)
+        .execute(&mut *connection)
+        .await?;
+    let attempted = "SELECT EXISTS (SELECT 1 FROM effect WHERE state = 'claimed' AND destination = ? AND lease_ms > ?)";
+    let is_attempted: bool = sqlx::query_scalar(attempted).bind(destination).bind(now_ms).fetch_one(connection).await?;
+    Ok(u32::from(!is_attempted))
+}
+
+/// Where effects wait that were to come after one of these, to the same recipient.
+pub(super) async fn followed(connection: &mut SqliteConnection, ended: &[&Finished]) -> Result<BTreeSet<String>> {
+    if ended.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let ended = serde_json::Value::from_iter(ended.iter().map(|finished| finished.seq));
+    let followed = "SELECT DISTINCT destination FROM effect WHERE after IS NOT NULL AND state = 'pending' \
+                    AND invocation_id IN (SELECT invocation_id FROM effect WHERE seq IN (SELECT value FROM json_each(?)))";
+    Ok(sqlx::query_scalar(followed).bind(ended.to_string()).fetch_all(connection).await?.into_iter().collect())
+}
+
+/// Extends the leases of what an owner is performing, and takes back, in doubt, what anybody has let lapse: of which
+/// destinations.
+pub(super) async fn keep(
+    connection: &mut SqliteConnection,
+    owner: &str,
+    in_flight: &HashSet<i64>,
+) -> Result<Vec<String>> {
+    let now_ms = now_ms();
+    for chunk in in_chunks(&in_flight.iter().collect::<Vec<_>>()) {
+        let mut update = QueryBuilder::<Sqlite>::new("UPDATE effect SET lease_ms = ");
+        update.push_bind(now_ms + LEASE_MS).push(" WHERE state = 'claimed' AND owner = ").push_bind(owner.to_owned());
+        update.push(" AND seq IN (");
+        let mut rows = update.separated(", ");
+        for seq in chunk {
+            rows.push_bind(**seq);
+        }
+        update.push(")");
+        update.build().execute(&mut *connection).await?;
+    }
+    sqlx::query_scalar(
+        "UPDATE effect SET state = 'pending', in_doubt = in_doubt + 1, owner = NULL, lease_ms = NULL \
+         WHERE seq IN (SELECT seq FROM effect INDEXED BY effect_lease WHERE state = 'claimed' AND lease_ms <= ?) \
+         RETURNING destination",
+    )
+    .bind(now_ms)
+    .fetch_all(connection)
+    .await
+}
