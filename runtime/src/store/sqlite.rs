@@ -1,8 +1,8 @@
 //! The statements, in SQLite's dialect. Each takes the transaction of its group.
 //!
 //! A bare parameter as a limit would have SQLite plan the statement anew at each execution, for the number it is bound
-//! to; `0 + ?` keeps the plan. Groups of rows are cut into a few sizes (`in_chunks`), so that their statements are few
-//! and stay prepared.
+//! to; `0 + ?` keeps the plan. Rows are written many at once, in a few sizes (`push_rows`), so that statements are few and
+//! stay prepared: each is a turn of the engine's thread, for which the processors' other users make it wait.
 
 mod attempts;
 mod bindings;
@@ -21,8 +21,9 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use sqlx::query_builder::Separated;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
-use sqlx::{ConnectOptions, Row, SqliteConnection};
+use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use claims::Claims;
 
@@ -116,7 +117,6 @@ pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write], c
             _ => {}
         }
     }
-    due.extend(claims::followed(connection, &finished).await?);
     due.extend(attempts::finish_all(connection, &finished).await?);
     let mut claims = Claims::begin(connection, claims, &due).await?;
     for (place, verdict) in events::settle_deliveries(connection, deliveries, &mut claims).await? {
@@ -180,14 +180,29 @@ fn list(texts: &[String]) -> Option<Vec<u8>> {
     (!texts.is_empty()).then(|| json(&texts))
 }
 
-/// The rows in pieces of few different sizes.
-fn in_chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let size = CHUNKS.into_iter().find(|size| *size <= rows.len()).unwrap_or(1);
-        let (chunk, rest) = rows.split_at_checked(size)?;
-        rows = rest;
-        Some(chunk)
-    })
+/// The rows in pieces that one statement can take.
+fn in_chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
+    rows.chunks(SIZES[SIZES.len() - 1])
+}
+
+/// Appends `VALUES` with these rows, and with rows of nothing up to the next of a few sizes: so statements are few and
+/// stay prepared. Whatever reads them takes no row whose first column is null.
+fn push_rows<T>(
+    query: &mut QueryBuilder<Sqlite>,
+    rows: &[T],
+    columns: usize,
+    mut push: impl FnMut(&mut Separated<'_, Sqlite, &'static str>, &T),
+) {
+    let size = SIZES.into_iter().find(|size| *size >= rows.len()).unwrap_or(rows.len());
+    let padded = rows.iter().map(Some).chain(std::iter::repeat_n(None, size - rows.len()));
+    query.push_values(padded, |mut row, values| match values {
+        Some(values) => push(&mut row, values),
+        None => {
+            for _ in 0..columns {
+                row.push_bind(None::<i64>);
+            }
+        }
+    });
 }
 
 fn signed(number: u64) -> i64 {
@@ -200,6 +215,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Rows in one statement.
-const CHUNKS: [usize; 4] = [128, 32, 8, 2];
+const SIZES: [usize; 6] = [1, 4, 12, 32, 64, 128];
 
 const ROWS_BUFFERED: usize = 512;

@@ -1,10 +1,10 @@
 //! Attempts: recorded before they begin, and how they ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::{Result, in_chunks};
+use super::{Result, in_chunks, push_rows};
 use crate::store::rows::{Claimed, Finished, Next};
 
 /// Records the attempts of their owners that are about to be made.
@@ -14,20 +14,23 @@ pub(super) async fn record_attempts(
     now_ms: i64,
 ) -> Result<()> {
     for chunk in in_chunks(attempts) {
-        let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_seq, number, owner, started_ms) ");
-        insert.push_values(chunk, |mut row, (owner, claimed)| {
+        let mut insert =
+            QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_seq, number, owner, started_ms) SELECT * FROM (");
+        push_rows(&mut insert, chunk, 4, |row, (owner, claimed)| {
             row.push_bind(claimed.seq).push_bind(claimed.attempt).push_bind((*owner).to_owned()).push_bind(now_ms);
         });
+        insert.push(") WHERE column1 IS NOT NULL");
         insert.build().execute(&mut *connection).await?;
     }
     Ok(())
 }
 
-/// Records how attempts ended, many at once. The destinations that are suspended no longer.
-pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<Vec<String>> {
+/// Records how attempts ended, many at once. Where effects may have become due by that: destinations that are suspended
+/// no longer, and those that were to come after one of these, to the same recipient.
+pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<BTreeSet<String>> {
+    let mut due = BTreeSet::new();
     for chunk in in_chunks(finished) {
-        end_attempts(connection, chunk).await?;
-        move_effects(connection, chunk).await?;
+        due.extend(finish(connection, chunk).await?);
     }
     // The last word on a destination counts; what is tried again says nothing about it.
     let speaks = |finished: &&&Finished| matches!(finished.next, Next::Suspended { .. } | Next::Delivered | Next::Dead);
@@ -40,12 +43,14 @@ pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&F
             _ => answered.push(destination),
         }
     }
-    lift_suspensions(connection, &answered).await
+    due.extend(lift_suspensions(connection, &answered).await?);
+    Ok(due)
 }
 
-async fn end_attempts(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
-    let mut update = QueryBuilder::<Sqlite>::new("WITH ended (seq, number, owner, ended_ms, outcome, answer) AS (");
-    update.push_values(finished, |mut row, finished| {
+/// Ends attempts and moves on the effects whose claim they hold, in one turn of the engine. Where others follow them.
+async fn finish(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<Vec<String>> {
+    let mut query = QueryBuilder::<Sqlite>::new("WITH ended (seq, number, owner, ended_ms, outcome, answer) AS (");
+    push_rows(&mut query, finished, 6, |row, finished| {
         row.push_bind(finished.seq)
             .push_bind(finished.attempt)
             .push_bind(finished.owner.clone())
@@ -53,18 +58,12 @@ async fn end_attempts(connection: &mut SqliteConnection, finished: &[&Finished])
             .push_bind(finished.outcome)
             .push_bind(finished.answer.clone().into_bytes());
     });
-    update.push(
+    query.push(
         ") UPDATE attempt SET ended_ms = ended.ended_ms, outcome = ended.outcome, answer = ended.answer FROM ended \
-         WHERE attempt.effect_seq = ended.seq AND attempt.number = ended.number AND attempt.owner = ended.owner",
+         WHERE attempt.effect_seq = ended.seq AND attempt.number = ended.number AND attempt.owner = ended.owner; \
+         WITH ended (seq, number, owner, state, answer, due_ms, failures, in_doubt) AS (",
     );
-    update.build().execute(connection).await.map(drop)
-}
-
-/// Only the attempt that holds the claim moves its effect on.
-async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<()> {
-    let mut update =
-        QueryBuilder::<Sqlite>::new("WITH ended (seq, number, owner, state, answer, due_ms, failures, in_doubt) AS (");
-    update.push_values(finished, |mut row, finished| {
+    push_rows(&mut query, finished, 8, |row, finished| {
         let (due_ms, failures) = match finished.next {
             Next::Pending { due_ms } => (due_ms, 1_u32),
             Next::Suspended { .. } | Next::Delivered | Next::Dead | Next::Expired | Next::Refused => {
@@ -80,13 +79,19 @@ async fn move_effects(connection: &mut SqliteConnection, finished: &[&Finished])
             .push_bind(failures)
             .push_bind(u32::from(finished.in_doubt));
     });
-    update.push(
+    query.push(
         ") UPDATE effect SET state = ended.state, reason = ended.answer, due_ms = ended.due_ms, owner = NULL, \
          lease_ms = NULL, failures = effect.failures + ended.failures, in_doubt = effect.in_doubt + ended.in_doubt \
          FROM ended WHERE effect.seq = ended.seq AND effect.state = 'claimed' AND effect.attempt = ended.number \
-         AND effect.owner = ended.owner",
+         AND effect.owner = ended.owner; \
+         SELECT DISTINCT destination FROM effect WHERE after IS NOT NULL AND state = 'pending' \
+         AND invocation_id IN (SELECT invocation_id FROM effect WHERE seq IN (",
     );
-    update.build().execute(connection).await.map(drop)
+    push_rows(&mut query, finished, 1, |row, finished| {
+        row.push_bind(finished.seq);
+    });
+    query.push("))");
+    query.build_query_scalar().fetch_all(connection).await
 }
 
 async fn suspend(connection: &mut SqliteConnection, finished: &Finished, probe_ms: i64) -> Result<()> {

@@ -8,8 +8,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::{Result, attempts, effects, hash, in_chunks};
-use crate::store::rows::{Claim, Claimed, Finished};
+use super::{Result, attempts, effects, hash, in_chunks, push_rows};
+use crate::store::rows::{Claim, Claimed};
 use crate::store::{LEASE_MS, now_ms};
 
 /// The claims of one transaction, and what they got.
@@ -148,17 +148,6 @@ async fn probes(connection: &mut SqliteConnection, destination: &str, probe_ms: 
     Ok(u32::from(!is_attempted))
 }
 
-/// Where effects wait that were to come after one of these, to the same recipient.
-pub(super) async fn followed(connection: &mut SqliteConnection, ended: &[&Finished]) -> Result<BTreeSet<String>> {
-    if ended.is_empty() {
-        return Ok(BTreeSet::new());
-    }
-    let ended = serde_json::Value::from_iter(ended.iter().map(|finished| finished.seq));
-    let followed = "SELECT DISTINCT destination FROM effect WHERE after IS NOT NULL AND state = 'pending' \
-                    AND invocation_id IN (SELECT invocation_id FROM effect WHERE seq IN (SELECT value FROM json_each(?)))";
-    Ok(sqlx::query_scalar(followed).bind(ended.to_string()).fetch_all(connection).await?.into_iter().collect())
-}
-
 /// Extends the leases of what an owner is performing, and takes back, in doubt, what anybody has let lapse: of which
 /// destinations.
 pub(super) async fn keep(
@@ -171,10 +160,9 @@ pub(super) async fn keep(
         let mut update = QueryBuilder::<Sqlite>::new("UPDATE effect SET lease_ms = ");
         update.push_bind(now_ms + LEASE_MS).push(" WHERE state = 'claimed' AND owner = ").push_bind(owner.to_owned());
         update.push(" AND seq IN (");
-        let mut rows = update.separated(", ");
-        for seq in chunk {
-            rows.push_bind(**seq);
-        }
+        push_rows(&mut update, chunk, 1, |row, seq| {
+            row.push_bind(**seq);
+        });
         update.push(")");
         update.build().execute(&mut *connection).await?;
     }

@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::claims::Claims;
-use super::{Result, corrupt, hash, in_chunks, json, quotas};
+use super::{Result, corrupt, hash, in_chunks, json, push_rows, quotas};
 use crate::effect::{Effect, EffectId, Planned};
 use crate::grant::quota::Quota;
 use crate::store::rows::{Claimed, Invocation, Outcome};
@@ -120,9 +120,9 @@ pub(super) async fn insert_effects(
     for chunk in in_chunks(&effects) {
         let mut insert = QueryBuilder::<Sqlite>::new(
             "INSERT INTO effect (id, invocation_id, after, call, copy_of, tenant, plugin, destination, recipient, \
-             payload, created_ms, state, reason, due_ms, owner, lease_ms, attempt) ",
+             payload, created_ms, state, reason, due_ms, owner, lease_ms, attempt) SELECT * FROM (",
         );
-        insert.push_values(chunk, |mut row, effect| {
+        push_rows(&mut insert, chunk, 17, |row, effect| {
             let (planned, owner) = (effect.planned, effect.claim.and_then(|claim| claims.owner(claim)));
             row.push_bind(planned.id.as_bytes().to_vec())
                 .push_bind(effect.invocation_id)
@@ -142,6 +142,7 @@ pub(super) async fn insert_effects(
                 .push_bind(owner.map(|_| lease_ms))
                 .push_bind(u32::from(owner.is_some()));
         });
+        insert.push(") WHERE column1 IS NOT NULL");
         if chunk.iter().all(|effect| effect.claim.is_none()) {
             insert.build().execute(&mut *connection).await?;
             continue;

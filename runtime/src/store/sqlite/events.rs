@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::claims::Claims;
-use super::{Result, from_json, hash, in_chunks, invocations, json, quotas, signed};
+use super::{Result, from_json, hash, in_chunks, invocations, json, push_rows, quotas, signed};
 use crate::effect::Hash;
 use crate::store::TAKEN_MS;
 use crate::store::rows::{Basis, DeadDelivery, DeferredEvent, Fate, Room, Settled, Verdict};
@@ -46,9 +46,10 @@ pub(super) async fn settle_deliveries(
 
 async fn insert_events(connection: &mut SqliteConnection, events: &[&Settled]) -> Result<HashMap<Hash, i64>> {
     let mut insert = QueryBuilder::<Sqlite>::new(
-        "INSERT INTO event (key, tenant, status, task_id, run_id, delivery, received_ms, state, reason, due_ms, tries) ",
+        "INSERT INTO event (key, tenant, status, task_id, run_id, delivery, received_ms, state, reason, due_ms, tries) \
+         SELECT * FROM (",
     );
-    insert.push_values(events, |mut row, event| {
+    push_rows(&mut insert, events, 11, |row, event| {
         let (state, reason, due_ms) = event_state(&event.fate);
         row.push_bind(event.key.as_bytes().to_vec())
             .push_bind(event.tenant.clone())
@@ -62,7 +63,7 @@ async fn insert_events(connection: &mut SqliteConnection, events: &[&Settled]) -
             .push_bind(due_ms)
             .push_bind(u32::from(due_ms.is_some()));
     });
-    insert.push(" ON CONFLICT (key) DO NOTHING RETURNING id, key");
+    insert.push(") WHERE column1 IS NOT NULL ON CONFLICT (key) DO NOTHING RETURNING id, key");
     let rows = insert.build().fetch_all(connection).await?;
     rows.iter().map(|row| Ok((hash(row, "key")?, row.try_get("id")?))).collect()
 }

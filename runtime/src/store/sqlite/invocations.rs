@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::claims::Claims;
-use super::{Result, effects, from_json, in_chunks, json, list, signed};
+use super::{Result, effects, from_json, in_chunks, json, list, push_rows, signed};
 use crate::store::TAKEN_MS;
 use crate::store::rows::{DueRetry, Invocation, Outcome, Retried, Room, Settled, Verdict};
 
@@ -19,9 +19,9 @@ pub(super) async fn insert_invocations(
     for chunk in in_chunks(invocations) {
         let mut insert = QueryBuilder::<Sqlite>::new(
             "INSERT INTO invocation (event_id, tenant, generation, identity, plugin, digest, state, reason, refusals, log, \
-             cpu_us, memory_max, due_ms, tries) ",
+             cpu_us, memory_max, due_ms, tries) SELECT * FROM (",
         );
-        insert.push_values(chunk, |mut row, (event_id, settled, invocation)| {
+        push_rows(&mut insert, chunk, 14, |row, (event_id, settled, invocation)| {
             let (state, reason, due_ms) = invocation_state(&invocation.outcome);
             row.push_bind(*event_id)
                 .push_bind(settled.tenant.clone())
@@ -38,7 +38,7 @@ pub(super) async fn insert_invocations(
                 .push_bind(due_ms)
                 .push_bind(1_u32);
         });
-        insert.push(" RETURNING id, event_id, identity, plugin");
+        insert.push(") WHERE column1 IS NOT NULL RETURNING id, event_id, identity, plugin");
         let mut ids: HashMap<(i64, String, String), i64> = HashMap::new();
         for row in insert.build().fetch_all(&mut *connection).await? {
             let key = (row.try_get("event_id")?, row.try_get("identity")?, row.try_get("plugin")?);
