@@ -383,7 +383,7 @@ fn is_fresh(event: &Event, received_ms: i64) -> bool {
 
 const FRESH_MS: i64 = 60_000;
 /// Deliveries of one tenant in hand while others have some too.
-const IN_HAND_IN_COMPANY_MAX: usize = 16;
+const IN_HAND_IN_COMPANY_MAX: usize = 12;
 /// What is larger waits for its commit in a place that others may need.
 const LARGE_BYTES: usize = 16 << 10;
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -118,7 +118,7 @@ impl Sandbox {
         let mut builder = Builder::new_multi_thread();
         // A call that comes in, and a time limit that is over, wait for one tick of those that run and not for dozens.
         builder.global_queue_interval(1).event_interval(8).enable_time();
-        let threads = Threads::start("guest", &mut builder)?;
+        let threads = Threads::start("guest", Processors::turns(processors), &mut builder)?;
         let calls = Slots::new(engine::CALLS_MAX, CALLS_PER_TENANT_MAX);
         let processors = Processors::new(processors);
         let ticker = engine::Ticker::start(&engine)?;

@@ -5,6 +5,7 @@ mod live;
 mod reload;
 
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -137,7 +138,11 @@ impl Service {
                 taskcluster,
                 stop: stop_courier.clone(),
                 ended: ended.clone(),
-                threads: Threads::start("courier", Builder::new_multi_thread().enable_all())?,
+                threads: Threads::start(
+                    "courier",
+                    available_parallelism()?.get(),
+                    Builder::new_multi_thread().enable_all(),
+                )?,
                 attempts: attempts.clone(),
                 connections: connections.clone(),
                 served: Mutex::default(),

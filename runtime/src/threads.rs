@@ -11,13 +11,12 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// As many threads as there are processors.
+    /// So many threads.
     ///
     /// # Errors
     /// When there are no more.
-    pub fn start(name: &str, builder: &mut Builder) -> io::Result<Self> {
-        let processors = std::thread::available_parallelism()?.get();
-        let runtime = builder.worker_threads(processors).thread_name(name).build()?;
+    pub fn start(name: &str, count: usize, builder: &mut Builder) -> io::Result<Self> {
+        let runtime = builder.worker_threads(count).thread_name(name).build()?;
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
 

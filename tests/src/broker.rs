@@ -178,7 +178,7 @@ impl Node {
             ("RABBITMQ_SCHEMA_DIR", file("schema")),
             (
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none".to_owned(),
+                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none".to_owned(),
             ),
         ]
         .map(|(name, value)| (name.to_owned(), value));

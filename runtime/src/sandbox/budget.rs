@@ -178,8 +178,9 @@ fn thread_cpu_ns() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
-/// The processors guests run on. Calls that have become long have turns of their own, and one tenant's are never on more
-/// than half of the processors: what it burns leaves room for short calls, and for everything that is no guest.
+/// The processors guests run on. Calls that have become long have turns of their own. Where there are several tenants, the
+/// calls of one, of either kind, are never on more than half of the processors: what it burns leaves room for the others'
+/// calls, and for everything that is no guest.
 #[derive(Clone)]
 pub(super) struct Processors {
     short: Slots,
@@ -188,7 +189,13 @@ pub(super) struct Processors {
 
 impl Processors {
     pub(super) fn new(count: usize) -> Self {
-        Self { short: Slots::new(count, count), long: Slots::new(count, count / 2) }
+        Self { short: Slots::with_more_alone(count, count / 2, count), long: Slots::new(count, count / 2) }
+    }
+
+    /// How many guests may be on them at the same time. Each has a thread of its own then: what cannot be interrupted for
+    /// a tick (a guest that fills or copies tens of megabytes in one instruction) holds up nobody else's turn.
+    pub(super) const fn turns(count: usize) -> usize {
+        2 * count
     }
 }
 
