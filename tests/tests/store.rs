@@ -401,12 +401,15 @@ async fn what_is_claimed_as_it_is_written_is_what_would_be_read_back() -> Result
     let claimer = Claimer { owner: "me".into(), destination: DESTINATION.into(), slots: Arc::new(Semaphore::new(2)) };
     let mut claims = opened.store.claims(claimer).await?;
     opened.store.settle(copies("after", &to)).await?;
-    let mut claimed = Vec::new();
+    let (mut claimed, mut slots) = (Vec::new(), Vec::new());
     for _ in 0..2 {
-        claimed.push(claims.next().await.context("claimed")??.0);
+        let (one, slot) = claims.next().await.context("claimed")??;
+        claimed.push(one);
+        slots.push(slot);
     }
     opened.store.end_claims(&claims).await?;
-    assert!(claims.next().await.is_none(), "both slots were taken");
+    assert!(claims.next().await.is_none(), "both slots are taken");
+    drop(slots);
     assert_eq!(recipients(&claimed), ["a@b.cd", "b@b.cd"], "there are two slots, and of two to one only the first");
     let told = |claimed: &Claimed| (claimed.effect.clone(), claimed.attempt, claimed.failures, claimed.in_doubt);
     let of = |claimed: &[Claimed]| claimed.iter().map(told).take(2).collect::<Vec<_>>();
