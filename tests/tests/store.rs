@@ -138,7 +138,7 @@ fn copies(key: &str, recipients: &[&str]) -> Settled {
     let Fate::Planned(invocations) = &mut settled.fate else { return settled };
     for invocation in invocations {
         let Outcome::Done(plan) = &mut invocation.outcome else { continue };
-        let call = plan.effects[0].call;
+        let Some(call) = plan.effects.first().map(|first| first.call) else { continue };
         for planned in &mut plan.effects {
             let Effect::Email(email) = &mut planned.effect else { continue };
             planned.call = call;

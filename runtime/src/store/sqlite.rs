@@ -182,7 +182,7 @@ fn list(texts: &[String]) -> Option<Vec<u8>> {
 
 /// The rows in pieces that one statement can take.
 fn in_chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
-    rows.chunks(SIZES[SIZES.len() - 1])
+    rows.chunks(ROWS_MAX)
 }
 
 /// Appends `VALUES` with these rows, and with rows of nothing up to the next of a few sizes: so statements are few and
@@ -215,6 +215,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Rows in one statement.
-const SIZES: [usize; 6] = [1, 4, 12, 32, 64, 128];
+const ROWS_MAX: usize = 128;
+const SIZES: [usize; 6] = [1, 4, 12, 32, 64, ROWS_MAX];
 
 const ROWS_BUFFERED: usize = 512;
