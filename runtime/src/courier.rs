@@ -168,7 +168,7 @@ impl Courier {
         terms.grant.allows(&claimed.effect).map_err(|refusal| refusal.to_string())
     }
 
-    /// Keeps the leases of what is in flight, takes back what others let lapse and forgets what is old, until no attempt
+    /// Keeps the leases of what is in flight, takes back what anybody has let lapse and forgets what is old, until no attempt
     /// is left.
     pub async fn keep_house(self: Arc<Self>, stop: CancellationToken) {
         let mut keep = tokio::time::interval(Duration::from_millis(LEASE_MS.unsigned_abs() / 5));

@@ -388,6 +388,45 @@ async fn a_claim_stands_and_gets_what_is_due_as_slots_are_free_until_it_is_ended
 }
 
 #[tokio::test]
+async fn a_claim_that_stands_probes_a_suspended_destination_as_soon_as_it_may() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened.store.settle(settled("e", &["a@b.cd"])).await?;
+    let claimed = opened.claim("me").await?;
+    let claimed = claimed.first().context("one")?;
+    opened.finish("me", claimed, "suspended", Next::Suspended { probe_ms: i64::MAX }).await?;
+    let claimer = Claimer { owner: "me".into(), destination: DESTINATION.into(), slots: Arc::new(Semaphore::new(9)) };
+    let mut claims = opened.store.claims(claimer).await?;
+    opened.store.probe_now().await?;
+    opened.store.end_claims(&claims).await?;
+    let (probe, _slot) = claims.next().await.context("a probe in the same transaction")??;
+    assert_eq!((probe.id, probe.attempt), (claimed.id, 2));
+    Ok(())
+}
+
+#[tokio::test]
+async fn claims_that_begin_look_at_once_and_outlive_those_they_follow() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened.store.settle(settled("one", &["a@b.cd"])).await?;
+    let claimed = opened.claim("me").await?;
+    opened.finish("me", claimed.first().context("one")?, "transient", Next::Pending { due_ms: i64::MAX }).await?;
+    assert!(opened.claim("me").await?.is_empty(), "it is not due");
+    opened.change("UPDATE effect SET due_ms = 0").await?;
+    let again = opened.claim("me").await?;
+    assert_eq!(recipients(&again), ["a@b.cd"], "what time made due is not waited for");
+    // As when an account changes.
+    let claimer =
+        || Claimer { owner: "me".into(), destination: DESTINATION.into(), slots: Arc::new(Semaphore::new(1)) };
+    let mut old = opened.store.claims(claimer()).await?;
+    let mut new = opened.store.claims(claimer()).await?;
+    opened.store.end_claims(&old).await?;
+    assert!(old.next().await.is_none());
+    opened.store.settle(settled("two", &["b@b.cd"])).await?;
+    let (claimed, _slot) = new.next().await.context("the new one stands")??;
+    assert_eq!(claimed.effect.recipient(), "b@b.cd");
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_is_claimed_as_it_is_written_is_what_would_be_read_back() -> Result<()> {
     let opened = Opened::new().await?;
     let to = ["a@b.cd", "a@b.cd", "b@b.cd", "c@b.cd"];

@@ -28,7 +28,7 @@ pub struct Destinations {
     pub courier: Arc<Courier>,
     /// Where artifacts come from.
     pub taskcluster: Arc<Taskcluster>,
-    /// No new attempts.
+    /// No new claims.
     pub stop: CancellationToken,
     /// Cancelled when a part ends that nobody asked to.
     pub ended: CancellationToken,

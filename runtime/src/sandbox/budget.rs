@@ -178,9 +178,9 @@ fn thread_cpu_ns() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
-/// The processors guests run on. Calls that have become long have turns of their own. Where there are several tenants, the
-/// calls of one, of either kind, are never on more than half of the processors: what it burns leaves room for the others'
-/// calls, and for everything that is no guest.
+/// The processors guests run on. Calls that have become long have turns of their own, of which one tenant has no more than
+/// half as many as there are processors; of the turns of short calls neither, where there are several tenants. So what it
+/// burns leaves the others their turns.
 #[derive(Clone)]
 pub(super) struct Processors {
     short: Slots,

@@ -241,7 +241,7 @@ pub(super) struct Claim {
     pub destination: String,
     /// How many at most.
     pub limit: u32,
-    /// Whether nothing is due there but what is written with it.
+    /// Whether nothing was due there before what is written with it.
     pub only_new: bool,
 }
 

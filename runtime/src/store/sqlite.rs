@@ -25,7 +25,7 @@ use sqlx::query_builder::Separated;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use claims::Claims;
+use claims::GroupClaims;
 
 use super::now_ms;
 use super::rows::*;
@@ -114,11 +114,17 @@ pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write], c
                 due.extend(claims::keep(connection, owner, &now(in_flight)).await?);
                 *slot = Some(Written::Nothing);
             }
+            Write::ProbeNow => {
+                sqlx::query("UPDATE suspension SET probe_ms = 0").execute(&mut *connection).await?;
+                *slot = Some(Written::Nothing);
+            }
+            // Nothing is claimed there before what waits there is ended.
+            Write::Withdraw(withdrawn) => due.extend(now(withdrawn).destinations.into_keys()),
             _ => {}
         }
     }
     due.extend(attempts::finish_all(connection, &finished).await?);
-    let mut claims = Claims::begin(connection, claims, &due).await?;
+    let mut claims = GroupClaims::begin(connection, claims, &due).await?;
     for (place, verdict) in events::settle_deliveries(connection, deliveries, &mut claims).await? {
         if let Some(slot) = written.get_mut(place) {
             *slot = Some(Written::Verdict(verdict));
@@ -131,7 +137,7 @@ pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write], c
     Ok(Applied { written: written.into_iter().map(|slot| slot.unwrap_or(Written::Nothing)).collect(), claimed, due })
 }
 
-async fn one(connection: &mut SqliteConnection, write: &Write, claims: &mut Claims<'_>) -> Result<Written> {
+async fn one(connection: &mut SqliteConnection, write: &Write, claims: &mut GroupClaims<'_>) -> Result<Written> {
     Ok(match write {
         Write::Settle(settled) => Written::Verdict(events::settle_deferred(connection, settled, claims).await?),
         Write::Retried(retried) => Written::Verdict(invocations::settle_retry(connection, retried, claims).await?),
@@ -140,10 +146,6 @@ async fn one(connection: &mut SqliteConnection, write: &Write, claims: &mut Clai
         Write::DueRetries { room } => Written::Retries(invocations::due_retries(connection, now_ms(), room).await?),
         Write::Unbound { queue, binding } => bindings::unbound(connection, queue, binding).await?,
         Write::Registry(change) => Written::Registry(registry::apply(connection, change).await?),
-        Write::ProbeNow => {
-            sqlx::query("UPDATE suspension SET probe_ms = 0").execute(connection).await?;
-            Written::Nothing
-        }
         Write::Withdraw(withdrawn) => Written::Count(withdrawn::withdraw(connection, &now(withdrawn), now_ms()).await?),
         Write::Prune { before_ms } => {
             registry::prune(connection).await?;
@@ -153,7 +155,9 @@ async fn one(connection: &mut SqliteConnection, write: &Write, claims: &mut Clai
             Written::Bindings(bindings::bindings(connection, queue, bindings).await?)
         }
         // Done before, or not written at all.
-        Write::Finish(..) | Write::Keep { .. } | Write::BeginClaims(..) | Write::EndClaims(_) => Written::Nothing,
+        Write::Finish(..) | Write::Keep { .. } | Write::ProbeNow | Write::BeginClaims(..) | Write::EndClaims(_) => {
+            Written::Nothing
+        }
     })
 }
 

@@ -23,8 +23,7 @@ pub struct Claimer {
 
 impl Claimer {
     /// Whether a slot is free.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
+    fn has_room(&self) -> bool {
         self.slots.available_permits() > 0
     }
 
@@ -41,7 +40,7 @@ impl Claimer {
 /// The claims, each with how to hand over what it got.
 pub(super) struct Standing<G> {
     waiting: Vec<(Claimer, G)>,
-    /// Destinations of which nothing was left to claim, and nothing was written since.
+    /// Destinations of which nothing was left to claim, and nothing was written since that was not claimed with it.
     idle: HashSet<String>,
     look_again: Instant,
 }

@@ -150,6 +150,7 @@ pub(super) async fn run(
         for (write, reply) in come.drain(..) {
             match write {
                 Write::BeginClaims(claimer, give) => {
+                    claims.may_be_due(&claimer.destination);
                     claims.push(claimer, give);
                     drop(reply.send(Ok(Written::Nothing)));
                 }
@@ -187,23 +188,19 @@ pub(super) async fn run(
         checkpoints.wrote(group.iter().map(Write::weight).sum());
         let wishes: Vec<_> = tried.iter().map(Tried::claim).collect();
         let is_unwanted = || replies.iter().all(Reply::is_closed) && tried.iter().all(|tried| tried.give.is_closed());
-        let committed = loop {
-            match commit(&mut connection, &group, &wishes).await {
-                Ok(committed) => break committed,
-                Err(error) if is_unwanted() => {
-                    tracing::error!(%error, "database unavailable, and nobody waits for these writes any more");
-                    break Committed::default();
-                }
-                Err(error) => {
-                    tracing::error!(%error, "database unavailable: nothing is acked until it takes writes again");
-                    health.send_replace(Health::Unavailable(error.to_string()));
-                    tokio::time::sleep(PAUSE).await;
-                    if let Ok(fresh) = sqlite::connect(&path).await {
-                        connection = fresh;
-                    }
-                }
+        let mut committed = Committed::default();
+        while let Err(error) = commit(&mut connection, &group, &wishes, &mut committed).await {
+            if is_unwanted() {
+                tracing::error!(%error, "database unavailable, and nobody waits for these writes any more");
+                break;
             }
-        };
+            tracing::error!(%error, "database unavailable: nothing is acked until it takes writes again");
+            health.send_replace(Health::Unavailable(error.to_string()));
+            tokio::time::sleep(PAUSE).await;
+            if let Ok(fresh) = sqlite::connect(&path).await {
+                connection = fresh;
+            }
+        }
         if *health.borrow() != Health::Ready {
             tracing::info!("database takes writes again");
             health.send_replace(Health::Ready);
@@ -249,6 +246,10 @@ struct Committed {
 }
 
 impl Committed {
+    const fn is_empty(&self) -> bool {
+        self.written.is_empty() && self.claimed.is_empty()
+    }
+
     fn add(&mut self, applied: Applied) {
         self.written.extend(applied.written.into_iter().map(Ok));
         self.claimed.extend(applied.claimed.into_iter().map(Ok));
@@ -256,23 +257,27 @@ impl Committed {
     }
 }
 
-/// Commits a group. When the engine refuses it for what it contains, its members are committed one by one, so that only
-/// the culprit fails.
+/// Commits a group, or what is not committed of it yet. When the engine refuses it for what it contains, its members are
+/// committed one by one, so that only the culprit fails.
 async fn commit(
     connection: &mut SqliteConnection,
     writes: &[Write],
     claims: &[Claim],
-) -> Result<Committed, sqlx::Error> {
-    let mut committed = Committed::default();
-    match commit_all(connection, writes, claims).await {
-        Ok(applied) => {
-            committed.add(applied);
-            return Ok(committed);
+    committed: &mut Committed,
+) -> Result<(), sqlx::Error> {
+    if committed.is_empty() {
+        match commit_all(connection, writes, claims).await {
+            Ok(applied) => {
+                committed.add(applied);
+                return Ok(());
+            }
+            Err(error) if !is_about_content(&error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, writes = writes.len(), "database refuses a group: committing one by one");
+            }
         }
-        Err(error) if !is_about_content(&error) => return Err(error),
-        Err(error) => tracing::warn!(%error, writes = writes.len(), "database refuses a group: committing one by one"),
     }
-    for write in writes.chunks(1) {
+    for write in writes.chunks(1).skip(committed.written.len()) {
         match commit_all(connection, write, &[]).await {
             Ok(applied) => committed.add(applied),
             Err(error) if is_about_content(&error) => {
@@ -281,7 +286,7 @@ async fn commit(
             Err(error) => return Err(error),
         }
     }
-    for claim in claims {
+    for claim in claims.iter().skip(committed.claimed.len()) {
         // What was new is written by now.
         match commit_all(connection, &[], &[Claim { only_new: false, ..claim.clone() }]).await {
             Ok(applied) => committed.add(applied),
@@ -291,7 +296,7 @@ async fn commit(
             Err(error) => return Err(error),
         }
     }
-    Ok(committed)
+    Ok(())
 }
 
 async fn commit_all(
@@ -323,6 +328,6 @@ const GROUP_MAX: usize = 512;
 const GROUP_WEIGHT_MAX: usize = 1 << 20;
 /// A group where several tenants write: more would keep the others waiting for more than a few milliseconds.
 const SHARED_GROUP_WEIGHT_MAX: usize = 256 << 10;
-/// Claims in one group that look for what is due.
+/// Claims in one group beside those of destinations where nothing is due but what the group brings.
 const CLAIMS_MAX: usize = 64;
 const PAUSE: Duration = Duration::from_millis(500);

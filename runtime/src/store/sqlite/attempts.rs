@@ -25,8 +25,8 @@ pub(super) async fn record_attempts(
     Ok(())
 }
 
-/// Records how attempts ended, many at once. Where effects may have become due by that: destinations that are suspended
-/// no longer, and those that were to come after one of these, to the same recipient.
+/// Records how attempts ended, many at once. Where effects may have become due by that: at destinations that are not
+/// suspended any more or after all, and where one was to come after one of these, to the same recipient.
 pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<BTreeSet<String>> {
     let mut due = BTreeSet::new();
     for chunk in in_chunks(finished) {
@@ -43,6 +43,9 @@ pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&F
             _ => answered.push(destination),
         }
     }
+    let put_back = finished.iter().filter(|finished| matches!(finished.next, Next::Suspended { .. }));
+    let put_back = put_back.filter(|finished| answered.contains(&finished.destination.as_str()));
+    due.extend(put_back.map(|finished| finished.destination.clone()));
     due.extend(lift_suspensions(connection, &answered).await?);
     Ok(due)
 }

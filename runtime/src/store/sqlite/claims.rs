@@ -13,7 +13,7 @@ use crate::store::rows::{Claim, Claimed};
 use crate::store::{LEASE_MS, now_ms};
 
 /// The claims of one transaction, and what they got.
-pub(super) struct Claims<'a> {
+pub(super) struct GroupClaims<'a> {
     claims: &'a [Claim],
     claimed: Vec<Vec<Claimed>>,
     /// Where new effects are claimed as they are written: by which claim, and how many more.
@@ -22,7 +22,7 @@ pub(super) struct Claims<'a> {
     suspended: HashMap<String, i64>,
 }
 
-impl<'a> Claims<'a> {
+impl<'a> GroupClaims<'a> {
     /// Nothing is claimed yet. `older` are destinations where effects that were written before became due.
     pub(super) async fn begin(
         connection: &mut SqliteConnection,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::claims::Claims;
+use super::claims::GroupClaims;
 use super::{Result, corrupt, hash, in_chunks, json, push_rows, quotas};
 use crate::effect::{Effect, EffectId, Planned};
 use crate::grant::quota::Quota;
@@ -108,7 +108,7 @@ pub(super) fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: 
 pub(super) async fn insert_effects(
     connection: &mut SqliteConnection,
     mut effects: Vec<EffectRow<'_>>,
-    claims: &mut Claims<'_>,
+    claims: &mut GroupClaims<'_>,
 ) -> Result<()> {
     quotas::charge(connection, &mut effects).await?;
     for effect in effects.iter_mut().filter(|effect| effect.is_due()) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::claims::Claims;
+use super::claims::GroupClaims;
 use super::{Result, from_json, hash, in_chunks, invocations, json, push_rows, quotas, signed};
 use crate::effect::Hash;
 use crate::store::TAKEN_MS;
@@ -17,7 +17,7 @@ use crate::store::writer::Written;
 pub(super) async fn settle_deliveries(
     connection: &mut SqliteConnection,
     deliveries: Vec<(usize, &Settled)>,
-    claims: &mut Claims<'_>,
+    claims: &mut GroupClaims<'_>,
 ) -> Result<Vec<(usize, Verdict)>> {
     let mut first: BTreeMap<Hash, (usize, &Settled)> = BTreeMap::new();
     let mut verdicts = Vec::with_capacity(deliveries.len());
@@ -71,7 +71,7 @@ async fn insert_events(connection: &mut SqliteConnection, events: &[&Settled]) -
 pub(super) async fn settle_deferred(
     connection: &mut SqliteConnection,
     settled: &Settled,
-    claims: &mut Claims<'_>,
+    claims: &mut GroupClaims<'_>,
 ) -> Result<Verdict> {
     let Basis::Deferred { tries } = settled.basis else { return Ok(Verdict::Lost) };
     let (state, reason, due_ms) = event_state(&settled.fate);

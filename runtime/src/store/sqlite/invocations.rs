@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::claims::Claims;
+use super::claims::GroupClaims;
 use super::{Result, effects, from_json, in_chunks, json, list, push_rows, signed};
 use crate::store::TAKEN_MS;
 use crate::store::rows::{DueRetry, Invocation, Outcome, Retried, Room, Settled, Verdict};
@@ -13,7 +13,7 @@ use crate::store::rows::{DueRetry, Invocation, Outcome, Retried, Room, Settled, 
 pub(super) async fn insert_invocations(
     connection: &mut SqliteConnection,
     invocations: &[(i64, &Settled, &Invocation)],
-    claims: &mut Claims<'_>,
+    claims: &mut GroupClaims<'_>,
 ) -> Result<()> {
     let mut effects = Vec::new();
     for chunk in in_chunks(invocations) {
@@ -56,7 +56,7 @@ pub(super) async fn insert_invocations(
 pub(super) async fn settle_retry(
     connection: &mut SqliteConnection,
     retried: &Retried,
-    claims: &mut Claims<'_>,
+    claims: &mut GroupClaims<'_>,
 ) -> Result<Verdict> {
     let invocation = &retried.invocation;
     let (state, reason, due_ms) = invocation_state(&invocation.outcome);
