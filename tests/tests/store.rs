@@ -67,9 +67,13 @@ impl Opened {
         self.change("UPDATE effect SET lease_ms = 0 WHERE state = 'claimed'").await
     }
 
-    async fn change(&self, statement: &'static str) -> Result<()> {
+    async fn connection(&self) -> Result<SqliteConnection> {
         let options = SqliteConnectOptions::new().filename(self.folder.path().join("s.db"));
-        let mut connection = SqliteConnection::connect_with(&options).await?;
+        Ok(SqliteConnection::connect_with(&options).await?)
+    }
+
+    async fn change(&self, statement: &'static str) -> Result<()> {
+        let mut connection = self.connection().await?;
         sqlx::query(statement).execute(&mut connection).await?;
         Ok(connection.close().await?)
     }
@@ -423,6 +427,37 @@ async fn claims_that_begin_look_at_once_and_outlive_those_they_follow() -> Resul
     opened.store.settle(settled("two", &["b@b.cd"])).await?;
     let (claimed, _slot) = new.next().await.context("the new one stands")??;
     assert_eq!(claimed.effect.recipient(), "b@b.cd");
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_a_group_only_what_the_engine_refuses_fails_and_the_rest_is_claimed() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened
+        .change(
+            "CREATE TRIGGER refuse BEFORE INSERT ON effect WHEN CAST(NEW.recipient AS TEXT) = 'bad@b.cd' \
+             BEGIN SELECT RAISE(ABORT, 'as the test wished'); END",
+        )
+        .await?;
+    let claimer = Claimer { owner: "me".into(), destination: DESTINATION.into(), slots: Arc::new(Semaphore::new(9)) };
+    let mut claims = opened.store.claims(claimer).await?;
+    // While the first one waits for the database, the others come together.
+    let mut lock = opened.connection().await?;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut lock).await?;
+    let settle = |key: &'static str, to: &'static str| opened.store.settle(settled(key, &[to]));
+    let release = async { sqlx::query("ROLLBACK").execute(&mut lock).await };
+    let (first, bad, good, released) =
+        tokio::join!(settle("first", "a@b.cd"), settle("bad", "bad@b.cd"), settle("good", "good@b.cd"), release);
+    released?;
+    assert_eq!((first?, good?), (Verdict::Won, Verdict::Won));
+    let refused = bad.err().context("refused")?.to_string();
+    assert!(refused.contains("as the test wished"), "{refused}");
+    opened.store.end_claims(&claims).await?;
+    let mut told = Vec::new();
+    while let Some(claimed) = claims.next().await {
+        told.push(claimed?.0.effect.recipient().to_owned());
+    }
+    assert_eq!(told, ["a@b.cd", "good@b.cd"]);
     Ok(())
 }
 
