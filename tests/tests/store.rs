@@ -1,6 +1,7 @@
 //! The store by itself, on a real database: who wins, what waits for what, and what may be taken over.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -530,4 +531,69 @@ async fn what_was_committed_gets_into_the_file_long_before_the_log_is_full() -> 
     }
     assert!(bytes("s.db-wal")? < 32 << 20, "the writer has not stopped for it");
     wait::until("it is copied", SOON, async || Ok(bytes("s.db")? > 4 << 20)).await
+}
+
+#[tokio::test]
+async fn a_database_of_before_payloads_were_kept_apart_loses_nothing() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/migrations/sqlite");
+    let options = SqliteConnectOptions::new().filename(folder.path().join("s.db")).create_if_missing(true);
+    let mut connection = SqliteConnection::connect_with(&options).await?;
+    sqlx::migrate::Migrator::new(migrations).await?.run_to(2, &mut connection).await?;
+    let email = Email {
+        account: "smtp".into(),
+        recipient: "a@b.cd".into(),
+        to: ["a@b.cd".to_owned(), "b@b.cd".to_owned()].into(),
+        subject: "before".into(),
+        text: "text".into(),
+        html: None,
+        thread: None,
+    };
+    sqlx::raw_sql(
+        "INSERT INTO event (id, key, tenant, status, task_id, delivery, received_ms, state) \
+         VALUES (1, x'01', 'default', 'failed', 'task', x'7b7d', 0, 'planned'); \
+         INSERT INTO invocation (id, event_id, tenant, generation, identity, plugin, digest, state, cpu_us, memory_max) \
+         VALUES (1, 1, 'default', 0, 'default', 'smtp', zeroblob(32), 'done', 0, 0)",
+    )
+    .execute(&mut connection)
+    .await?;
+    let insert = "INSERT INTO effect (seq, id, invocation_id, call, copy_of, tenant, plugin, destination, recipient, \
+         payload, created_ms, state, due_ms, attempt) VALUES (?1, ?2, 1, zeroblob(32), ?3, 'default', 'smtp', ?4, ?5, ?6, \
+         1, 'pending', 1, 1)";
+    let first = vec![1; 32];
+    for (seq, id, copy_of, to) in [(7, first.clone(), None, "a@b.cd"), (9, vec![2; 32], Some(first), "b@b.cd")] {
+        let payload = copy_of.is_none().then(|| serde_json::to_vec(&Effect::Email(email.clone()))).transpose()?;
+        sqlx::query(insert)
+            .bind(seq)
+            .bind(id)
+            .bind(copy_of)
+            .bind(DESTINATION)
+            .bind(to.as_bytes())
+            .bind(payload)
+            .execute(&mut connection)
+            .await?;
+    }
+    let attempt = "INSERT INTO attempt (effect_seq, number, owner, started_ms) VALUES (9, 1, 'before', 1)";
+    sqlx::query(attempt).execute(&mut connection).await?;
+    connection.close().await?;
+    let store = Store::open(&format!("sqlite:{}/s.db", folder.path().display()), &TaskTracker::new()).await?;
+    let opened = Opened { store, folder };
+    let claimed = opened.claim("me").await?;
+    assert_eq!(recipients(&claimed), ["a@b.cd", "b@b.cd"]);
+    let content = |to: &str| Effect::Email(Email { recipient: to.into(), ..email.clone() });
+    assert_eq!(
+        claimed.iter().map(|claimed| (claimed.seq, claimed.attempt, claimed.effect.clone())).collect::<Vec<_>>(),
+        [(7, 2, content("a@b.cd")), (9, 2, content("b@b.cd"))]
+    );
+    let attempts = "SELECT group_concat(effect_seq || ' ' || number || ' ' || owner, ', ') FROM attempt";
+    let attempts: String = sqlx::query_scalar(attempts).fetch_one(opened.store.reader()).await?;
+    assert_eq!(attempts, "7 2 me, 9 1 before, 9 2 me");
+    opened.change("PRAGMA foreign_keys = ON; DELETE FROM event").await?;
+    let left = "SELECT (SELECT COUNT(*) FROM effect) + (SELECT COUNT(*) FROM attempt) + (SELECT COUNT(*) FROM payload)";
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>(left).fetch_one(opened.store.reader()).await?,
+        0,
+        "nothing outlives its event"
+    );
+    Ok(())
 }

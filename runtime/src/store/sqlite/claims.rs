@@ -87,7 +87,8 @@ async fn claim_due(connection: &mut SqliteConnection, claim: &Claim, limit: u32,
              SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
            ORDER BY due_ms LIMIT 0 + ?5) \
          RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
-           coalesce(payload, (SELECT payload FROM effect first WHERE first.id = effect.copy_of)) AS content",
+           (SELECT content FROM payload WHERE effect_seq = coalesce(\
+             (SELECT first.seq FROM effect first WHERE first.id = effect.copy_of), effect.seq)) AS content",
     )
     .bind(&claim.owner)
     .bind(now_ms + LEASE_MS)

@@ -120,9 +120,9 @@ pub(super) async fn insert_effects(
     for chunk in in_chunks(&effects) {
         let mut insert = QueryBuilder::<Sqlite>::new(
             "INSERT INTO effect (id, invocation_id, after, call, copy_of, tenant, plugin, destination, recipient, \
-             payload, created_ms, state, reason, due_ms, owner, lease_ms, attempt) SELECT * FROM (",
+             created_ms, state, reason, due_ms, owner, lease_ms, attempt) SELECT * FROM (",
         );
-        push_rows(&mut insert, chunk, 17, |row, effect| {
+        push_rows(&mut insert, chunk, 16, |row, effect| {
             let (planned, owner) = (effect.planned, effect.claim.and_then(|claim| claims.owner(claim)));
             row.push_bind(planned.id.as_bytes().to_vec())
                 .push_bind(effect.invocation_id)
@@ -133,7 +133,6 @@ pub(super) async fn insert_effects(
                 .push_bind(effect.plugin.to_owned())
                 .push_bind(planned.effect.destination())
                 .push_bind(planned.effect.recipient().as_bytes().to_vec())
-                .push_bind(effect.copy_of.is_none().then(|| json(&planned.effect)))
                 .push_bind(effect.created_ms)
                 .push_bind(effect.state)
                 .push_bind(effect.reason.clone())
@@ -142,12 +141,16 @@ pub(super) async fn insert_effects(
                 .push_bind(owner.map(|_| lease_ms))
                 .push_bind(u32::from(owner.is_some()));
         });
-        insert.push(") WHERE column1 IS NOT NULL");
-        if chunk.iter().all(|effect| effect.claim.is_none()) {
-            insert.build().execute(&mut *connection).await?;
-            continue;
-        }
-        let rows = insert.push(" RETURNING id, seq").build().fetch_all(&mut *connection).await?;
+        // What they are about lies beside them, in the same turn of the engine.
+        insert.push(
+            ") WHERE column1 IS NOT NULL RETURNING id, seq; \
+             INSERT INTO payload (effect_seq, content) SELECT (SELECT seq FROM effect WHERE id = column1), column2 FROM (",
+        );
+        push_rows(&mut insert, chunk, 2, |row, effect| {
+            let content = effect.copy_of.is_none().then(|| json(&effect.planned.effect));
+            row.push_bind(effect.planned.id.as_bytes().to_vec()).push_bind(content);
+        });
+        let rows = insert.push(") WHERE column2 IS NOT NULL").build().fetch_all(&mut *connection).await?;
         let mut seqs = HashMap::with_capacity(rows.len());
         for row in &rows {
             seqs.insert(hash(row, "id")?, row.try_get("seq")?);
