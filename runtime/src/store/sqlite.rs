@@ -16,7 +16,7 @@ pub(super) mod records;
 pub(super) mod registry;
 mod withdrawn;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -97,8 +97,34 @@ pub(super) struct Applied {
     pub due: BTreeSet<String>,
 }
 
-/// Applies a group of writes, in an order that lets claims see what the group brings.
-pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write], claims: &[Claim]) -> Result<Applied> {
+/// The suspended destinations, and when each is probed next.
+type Suspensions = HashMap<String, i64>;
+
+/// Applies a group of writes in one transaction.
+pub(super) async fn commit(connection: &mut SqliteConnection, writes: &[Write], claims: &[Claim]) -> Result<Applied> {
+    let done = async {
+        // Begun and looked into in one turn of the engine: each turn is two switches of threads.
+        let begin = "BEGIN IMMEDIATE; SELECT destination, probe_ms FROM suspension";
+        let suspended: Vec<(String, i64)> = sqlx::query_as(begin).fetch_all(&mut *connection).await?;
+        let applied = apply(connection, writes, claims, suspended.into_iter().collect()).await?;
+        sqlx::query("COMMIT").execute(&mut *connection).await?;
+        Ok(applied)
+    };
+    let done = done.await;
+    if done.is_err() {
+        // Where none was begun, or the engine has taken it back already, there is nothing to take back.
+        drop(sqlx::query("ROLLBACK").execute(connection).await);
+    }
+    done
+}
+
+/// In an order that lets claims see what the group brings.
+async fn apply(
+    connection: &mut SqliteConnection,
+    writes: &[Write],
+    claims: &[Claim],
+    mut suspended: Suspensions,
+) -> Result<Applied> {
     let mut written: Vec<Option<Written>> = writes.iter().map(|_| None).collect();
     let mut deliveries = Vec::new();
     let mut finished = Vec::new();
@@ -116,6 +142,7 @@ pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write], c
             }
             Write::ProbeNow => {
                 sqlx::query("UPDATE suspension SET probe_ms = 0").execute(&mut *connection).await?;
+                suspended.values_mut().for_each(|probe_ms| *probe_ms = 0);
                 *slot = Some(Written::Nothing);
             }
             // Nothing is claimed there before what waits there is ended.
@@ -123,8 +150,8 @@ pub(super) async fn apply(connection: &mut SqliteConnection, writes: &[Write], c
             _ => {}
         }
     }
-    due.extend(attempts::finish_all(connection, &finished).await?);
-    let mut claims = GroupClaims::begin(connection, claims, &due).await?;
+    due.extend(attempts::finish_all(connection, &finished, &mut suspended).await?);
+    let mut claims = GroupClaims::new(claims, &due, suspended);
     for (place, verdict) in events::settle_deliveries(connection, deliveries, &mut claims).await? {
         if let Some(slot) = written.get_mut(place) {
             *slot = Some(Written::Verdict(verdict));

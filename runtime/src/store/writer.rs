@@ -132,15 +132,16 @@ pub(super) async fn run(
     mut checkpoints: Checkpoints,
 ) {
     let (mut come, mut queue, mut claims) = (Vec::with_capacity(GROUP_MAX), Queue::new(), Standing::<Give>::new());
-    let mut company = Company::default();
+    let (mut company, mut patience) = (Company::default(), Patience::default());
     loop {
-        if queue.is_empty() && !claims.is_ready() {
+        let receipts_wait = patience.until();
+        if (queue.is_empty() || receipts_wait.is_some()) && !claims.is_ready() {
             let coming = writes.recv_many(&mut come, GROUP_MAX);
-            let is_over = match claims.look_again() {
+            let is_over = match receipts_wait.into_iter().chain(claims.look_again()).min() {
                 None => coming.await == 0,
                 Some(at) => tokio::time::timeout_at(at, coming).await.is_ok_and(|count| count == 0),
             };
-            if is_over {
+            if is_over && queue.is_empty() {
                 break;
             }
         }
@@ -162,6 +163,7 @@ pub(super) async fn run(
                     if let Write::Finish(_, slot) = &mut write {
                         drop(slot.take());
                     }
+                    patience.saw(&write);
                     let (whose, weight) = (write.tenant().to_owned(), write.weight());
                     if !whose.is_empty() && !matches!(write, Write::Registry(_)) {
                         company.saw(&whose);
@@ -170,11 +172,14 @@ pub(super) async fn run(
                 }
             }
         }
+        let looks = claims.look_again().is_some_and(|at| at <= Instant::now());
+        if patience.is_left() && !looks && !claims.is_ready() && !writes.is_closed() {
+            continue;
+        }
         let weight_max = if company.is_several() { SHARED_GROUP_WEIGHT_MAX } else { GROUP_WEIGHT_MAX };
         let group = queue.group(GROUP_MAX, weight_max);
-        if claims.look_again().is_some_and(|at| at <= Instant::now())
-            || group.iter().any(|(write, _)| matches!(write, Write::ProbeNow))
-        {
+        patience.end(queue.is_empty());
+        if looks || group.iter().any(|(write, _)| matches!(write, Write::ProbeNow)) {
             claims.all_may_be_due();
         }
         // What the group brings is claimed in the same transaction.
@@ -212,6 +217,43 @@ pub(super) async fn run(
     }
     if let Err(error) = connection.close().await {
         tracing::warn!(%error, "close database");
+    }
+}
+
+/// How long receipts wait: nobody waits for them, and a transaction of their own costs as much as one that they share with
+/// the next event. So while events come, receipts alone wait for the next one, for a moment.
+#[derive(Default)]
+struct Patience {
+    /// Until when what is there may wait; there is nothing, or something else, when there is none.
+    until: Option<Instant>,
+    /// Something else is there.
+    is_over: bool,
+    event: Option<Instant>,
+}
+
+impl Patience {
+    fn saw(&mut self, write: &Write) {
+        let now = Instant::now();
+        if !matches!(write, Write::Finish(..)) {
+            (self.event, self.until, self.is_over) = (Some(now), None, true);
+        } else if !self.is_over && self.until.is_none() && self.event.is_some_and(|event| now < event + EVENTS_COME) {
+            self.until = Some(now + RECEIPTS_WAIT_MAX);
+        } else if self.until.is_none() {
+            self.is_over = true;
+        }
+    }
+
+    const fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    fn is_left(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// A group is taken, of all that was there or of a part.
+    const fn end(&mut self, of_all: bool) {
+        (self.until, self.is_over) = (None, !of_all);
     }
 }
 
@@ -266,7 +308,7 @@ async fn commit(
     committed: &mut Committed,
 ) -> Result<(), sqlx::Error> {
     if committed.is_empty() {
-        match commit_all(connection, writes, claims).await {
+        match sqlite::commit(connection, writes, claims).await {
             Ok(applied) => {
                 committed.add(applied);
                 return Ok(());
@@ -278,7 +320,7 @@ async fn commit(
         }
     }
     for write in writes.chunks(1).skip(committed.written.len()) {
-        match commit_all(connection, write, &[]).await {
+        match sqlite::commit(connection, write, &[]).await {
             Ok(applied) => committed.add(applied),
             Err(error) if is_about_content(&error) => {
                 committed.written.push(Err(StoreError::Rejected(error.to_string())));
@@ -288,7 +330,7 @@ async fn commit(
     }
     for claim in claims.iter().skip(committed.claimed.len()) {
         // What was new is written by now.
-        match commit_all(connection, &[], &[Claim { only_new: false, ..claim.clone() }]).await {
+        match sqlite::commit(connection, &[], &[Claim { only_new: false, ..claim.clone() }]).await {
             Ok(applied) => committed.add(applied),
             Err(error) if is_about_content(&error) => {
                 committed.claimed.push(Err(StoreError::Rejected(error.to_string())));
@@ -297,17 +339,6 @@ async fn commit(
         }
     }
     Ok(())
-}
-
-async fn commit_all(
-    connection: &mut SqliteConnection,
-    writes: &[Write],
-    claims: &[Claim],
-) -> Result<Applied, sqlx::Error> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let applied = sqlite::apply(&mut transaction, writes, claims).await?;
-    transaction.commit().await?;
-    Ok(applied)
 }
 
 /// Whether the engine would refuse the same content for ever, rather than being in trouble itself.
@@ -330,4 +361,7 @@ const GROUP_WEIGHT_MAX: usize = 1 << 20;
 const SHARED_GROUP_WEIGHT_MAX: usize = 256 << 10;
 /// Claims in one group beside those of destinations where nothing is due but what the group brings.
 const CLAIMS_MAX: usize = 64;
+/// Events come when the last one is not longer ago.
+const EVENTS_COME: Duration = Duration::from_millis(20);
+const RECEIPTS_WAIT_MAX: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(500);

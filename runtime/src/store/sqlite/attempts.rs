@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::{Result, in_chunks, push_rows};
+use super::{Result, Suspensions, in_chunks, push_rows};
 use crate::store::rows::{Claimed, Finished, Next};
 
 /// Records the attempts of their owners that are about to be made.
@@ -27,7 +27,11 @@ pub(super) async fn record_attempts(
 
 /// Records how attempts ended, many at once. Where effects may have become due by that: at destinations that are not
 /// suspended any more or after all, and where one was to come after one of these, to the same recipient.
-pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<BTreeSet<String>> {
+pub(super) async fn finish_all(
+    connection: &mut SqliteConnection,
+    finished: &[&Finished],
+    suspended: &mut Suspensions,
+) -> Result<BTreeSet<String>> {
     let mut due = BTreeSet::new();
     for chunk in in_chunks(finished) {
         due.extend(finish(connection, chunk).await?);
@@ -39,14 +43,21 @@ pub(super) async fn finish_all(connection: &mut SqliteConnection, finished: &[&F
     let mut answered = Vec::new();
     for (destination, finished) in last {
         match finished.next {
-            Next::Suspended { probe_ms } => suspend(connection, finished, probe_ms).await?,
+            Next::Suspended { probe_ms } => {
+                suspend(connection, finished, probe_ms).await?;
+                suspended.insert(destination.to_owned(), probe_ms);
+            }
             _ => answered.push(destination),
         }
     }
     let put_back = finished.iter().filter(|finished| matches!(finished.next, Next::Suspended { .. }));
     let put_back = put_back.filter(|finished| answered.contains(&finished.destination.as_str()));
     due.extend(put_back.map(|finished| finished.destination.clone()));
-    due.extend(lift_suspensions(connection, &answered).await?);
+    // Destinations that answered as they should are suspended no longer.
+    for destination in answered.into_iter().filter(|answered| suspended.contains_key(*answered)).collect::<Vec<_>>() {
+        sqlx::query("DELETE FROM suspension WHERE destination = ?").bind(destination).execute(&mut *connection).await?;
+        due.extend(suspended.remove_entry(destination).map(|(destination, _)| destination));
+    }
     Ok(due)
 }
 
@@ -109,13 +120,4 @@ async fn suspend(connection: &mut SqliteConnection, finished: &Finished, probe_m
     .execute(connection)
     .await
     .map(drop)
-}
-
-/// Destinations that answered as they should are suspended no longer.
-async fn lift_suspensions(connection: &mut SqliteConnection, answered: &[&str]) -> Result<Vec<String>> {
-    if answered.is_empty() {
-        return Ok(Vec::new());
-    }
-    let lift = "DELETE FROM suspension WHERE destination IN (SELECT value FROM json_each(?)) RETURNING destination";
-    sqlx::query_scalar(lift).bind(serde_json::Value::from(answered).to_string()).fetch_all(connection).await
 }

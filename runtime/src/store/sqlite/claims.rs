@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::{Result, attempts, effects, hash, in_chunks, push_rows};
+use super::{Result, Suspensions, attempts, effects, hash, in_chunks, push_rows};
 use crate::store::rows::{Claim, Claimed};
 use crate::store::{LEASE_MS, now_ms};
 
@@ -18,24 +18,18 @@ pub(super) struct GroupClaims<'a> {
     claimed: Vec<Vec<Claimed>>,
     /// Where new effects are claimed as they are written: by which claim, and how many more.
     of_new: HashMap<&'a str, (usize, u32)>,
-    /// The suspended destinations, and when each is probed next.
-    suspended: HashMap<String, i64>,
+    suspended: Suspensions,
 }
 
 impl<'a> GroupClaims<'a> {
     /// Nothing is claimed yet. `older` are destinations where effects that were written before became due.
-    pub(super) async fn begin(
-        connection: &mut SqliteConnection,
-        claims: &'a [Claim],
-        older: &BTreeSet<String>,
-    ) -> Result<Self> {
-        let suspended = if claims.is_empty() { HashMap::new() } else { suspended(connection).await? };
+    pub(super) fn new(claims: &'a [Claim], older: &BTreeSet<String>, suspended: Suspensions) -> Self {
         let of_new = claims.iter().enumerate().filter(|(_, claim)| {
             claim.only_new && !older.contains(&claim.destination) && !suspended.contains_key(&claim.destination)
         });
         let of_new = of_new.map(|(place, claim)| (claim.destination.as_str(), (place, claim.limit))).collect();
         let claimed = claims.iter().map(|_| Vec::new()).collect();
-        Ok(Self { claims, claimed, of_new, suspended })
+        Self { claims, claimed, of_new, suspended }
     }
 
     /// The claim that takes an effect of this destination as it is written.
@@ -55,10 +49,11 @@ impl<'a> GroupClaims<'a> {
         }
     }
 
-    /// Claims the rest, and records the attempts. What each claim got.
+    /// Claims the rest and records the attempts. What each claim got.
     pub(super) async fn end(mut self, connection: &mut SqliteConnection) -> Result<Vec<Vec<Claimed>>> {
         // Later than what was just written became due.
         let now_ms = now_ms();
+        let mut attempts = Vec::new();
         for (claim, claimed) in self.claims.iter().zip(&mut self.claimed) {
             let limit = match self.suspended.get(&claim.destination) {
                 _ if self.of_new.contains_key(claim.destination.as_str()) => continue,
@@ -67,11 +62,9 @@ impl<'a> GroupClaims<'a> {
             };
             if limit > 0 {
                 *claimed = claim_due(connection, claim, limit, now_ms).await?;
+                attempts.extend(claimed.iter().map(|claimed| (claim.owner.as_str(), claimed)));
             }
         }
-        let attempts = self.claims.iter().zip(&self.claimed);
-        let attempts: Vec<_> =
-            attempts.flat_map(|(claim, all)| all.iter().map(|claimed| (claim.owner.as_str(), claimed))).collect();
         attempts::record_attempts(connection, &attempts, now_ms).await?;
         Ok(self.claimed)
     }
@@ -125,12 +118,6 @@ fn claimed(row: &SqliteRow) -> Result<Claimed> {
         created_ms: row.try_get("created_ms")?,
         effect: effects::effect(row)?,
     })
-}
-
-/// The suspended destinations, and when each is probed next.
-async fn suspended(connection: &mut SqliteConnection) -> Result<HashMap<String, i64>> {
-    let all = sqlx::query_as("SELECT destination, probe_ms FROM suspension").fetch_all(connection).await?;
-    Ok(all.into_iter().collect())
 }
 
 /// How many probes of a suspended destination may begin now: one at a time, and while any attempt is under way, its

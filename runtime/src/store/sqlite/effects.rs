@@ -104,7 +104,8 @@ pub(super) fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: 
     plan.effects.iter().map(row).collect()
 }
 
-/// Writes effects, and claims as it writes them those that somebody waits for.
+/// Writes effects, and claims as it writes them those that somebody waits for, each with the attempt that is about to be
+/// made.
 pub(super) async fn insert_effects(
     connection: &mut SqliteConnection,
     mut effects: Vec<EffectRow<'_>>,
@@ -116,7 +117,8 @@ pub(super) async fn insert_effects(
             (effect.state, effect.claim) = (CLAIMED, Some(claim));
         }
     }
-    let lease_ms = now_ms() + LEASE_MS;
+    let now_ms = now_ms();
+    let lease_ms = now_ms + LEASE_MS;
     for chunk in in_chunks(&effects) {
         let mut insert = QueryBuilder::<Sqlite>::new(
             "INSERT INTO effect (id, invocation_id, after, call, copy_of, tenant, plugin, destination, recipient, \
@@ -141,7 +143,7 @@ pub(super) async fn insert_effects(
                 .push_bind(owner.map(|_| lease_ms))
                 .push_bind(u32::from(owner.is_some()));
         });
-        // What they are about lies beside them, in the same turn of the engine.
+        // What they are about lies beside them; all of it takes one turn of the engine.
         insert.push(
             ") WHERE column1 IS NOT NULL RETURNING id, seq; \
              INSERT INTO payload (effect_seq, content) SELECT (SELECT seq FROM effect WHERE id = column1), column2 FROM (",
@@ -150,7 +152,20 @@ pub(super) async fn insert_effects(
             let content = effect.copy_of.is_none().then(|| json(&effect.planned.effect));
             row.push_bind(effect.planned.id.as_bytes().to_vec()).push_bind(content);
         });
-        let rows = insert.push(") WHERE column2 IS NOT NULL").build().fetch_all(&mut *connection).await?;
+        insert.push(") WHERE column2 IS NOT NULL");
+        if chunk.iter().any(|effect| effect.claim.is_some()) {
+            insert.push(
+                "; INSERT INTO attempt (effect_seq, number, owner, started_ms) \
+                 SELECT (SELECT seq FROM effect WHERE id = column1), 1, column2, column3 FROM (",
+            );
+            push_rows(&mut insert, chunk, 3, |row, effect| {
+                let owner = effect.claim.and_then(|claim| claims.owner(claim));
+                let id = effect.planned.id.as_bytes().to_vec();
+                row.push_bind(id).push_bind(owner.map(str::to_owned)).push_bind(now_ms);
+            });
+            insert.push(") WHERE column2 IS NOT NULL");
+        }
+        let rows = insert.build().fetch_all(&mut *connection).await?;
         let mut seqs = HashMap::with_capacity(rows.len());
         for row in &rows {
             seqs.insert(hash(row, "id")?, row.try_get("seq")?);
