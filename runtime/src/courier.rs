@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
+use crate::pace::{Pace, Used};
 use crate::retry;
 use crate::store::{Claimed, Claimer, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
 use crate::tenant::{TENANT_REMOVED, Tenants};
@@ -77,6 +78,8 @@ pub struct Courier {
     pub metrics: Arc<Metrics>,
     /// Notes how long it takes.
     pub timing: Timing,
+    /// What each tenant may send while there are others.
+    pub pace: Pace,
     /// The rows of what is being performed, whose leases are kept.
     pub in_flight: Arc<Mutex<HashSet<i64>>>,
 }
@@ -143,7 +146,15 @@ impl Courier {
         let began = Instant::now();
         let receipt = match self.still_granted(&claimed) {
             Err(why) => Receipt::Refused(why),
-            Ok(()) => sink.perform(&claimed).await,
+            Ok(()) => {
+                let bytes = claimed.effect.bytes();
+                self.pace.saw(&claimed.tenant);
+                if bytes > LARGE_BYTES {
+                    let turn = self.pace.turn(&claimed.tenant).await;
+                    self.pace.used(&claimed.tenant, turn, Used { bytes, ..Used::default() });
+                }
+                sink.perform(&claimed).await
+            }
         };
         self.timing.took(&claimed.plugin, began.elapsed());
         let next = next(&receipt, &claimed);
@@ -242,5 +253,7 @@ fn say(claimed: &Claimed, receipt: &Receipt, next: &Next) {
     }
 }
 
+/// What is larger waits for its turn.
+const LARGE_BYTES: usize = 16 << 10;
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 const PRUNE_EVERY: Duration = Duration::from_secs(60);

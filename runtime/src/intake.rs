@@ -24,6 +24,7 @@ use tracing::Instrument;
 
 use crate::fair::{Slot, Slots};
 use crate::metrics::{DeliveryOutcome, Metrics};
+use crate::pace::{Pace, Used};
 use crate::registry::Registry;
 use crate::retry;
 use crate::sandbox::Sandbox;
@@ -60,6 +61,8 @@ pub struct Intake {
     pub plans: Slots,
     /// Bounds the deliveries in hand.
     pub in_hand: Slots,
+    /// What each tenant may use while there are others.
+    pub pace: Pace,
 }
 
 /// What is to be done about a delivery before it may be acked.
@@ -166,30 +169,36 @@ impl Intake {
             None => (Fate::Dead { reason: TENANT_REMOVED.into() }, None),
             Some(tenant) => match self.tasks.definition(&event.tenant, &event.task_id).await {
                 Ok(task) => {
+                    let notifications = self.notifications(&tenant, &event, &task);
+                    if notifications.is_empty() && basis == Basis::Delivery {
+                        return Decision::Nothing;
+                    }
+                    let mut turn = self.pace.turn(&tenant.name).await;
                     let place = self.plans.take(&tenant.name).await;
-                    (Fate::Planned(self.plan(&tenant, &event, &task, received_ms).await), Some(place))
+                    if turn.is_free() {
+                        // Others may have come while it waited for its place.
+                        turn = self.pace.turn(&tenant.name).await;
+                    }
+                    let invocations = self.plan(&tenant, &event, &task, &notifications, received_ms).await;
+                    self.pace.used(&tenant.name, turn, used(&invocations));
+                    (Fate::Planned(invocations), Some(place))
                 }
                 Err(error) => (Self::without_task(&event, &error, received_ms, basis), None),
             },
         };
-        match fate {
-            Fate::Planned(invocations) if invocations.is_empty() && basis == Basis::Delivery => Decision::Nothing,
-            fate => {
-                let settled = Settled {
-                    key: event.key,
-                    tenant: event.tenant,
-                    status: event.status,
-                    task_id: event.task_id.to_string(),
-                    run_id: event.run_id,
-                    delivery,
-                    received_ms,
-                    fate,
-                    basis,
-                };
-                let place = place.filter(|_| settled.bytes() > LARGE_BYTES);
-                Decision::Settle(settled, place)
-            }
-        }
+        let settled = Settled {
+            key: event.key,
+            tenant: event.tenant,
+            status: event.status,
+            task_id: event.task_id.to_string(),
+            run_id: event.run_id,
+            delivery,
+            received_ms,
+            fate,
+            basis,
+        };
+        let place = place.filter(|_| settled.bytes() > LARGE_BYTES);
+        Decision::Settle(settled, place)
     }
 
     /// What a missing definition leads to. The source queue must never back up: an event waits in the store.
@@ -219,9 +228,15 @@ impl Intake {
     }
 
     /// Runs every plugin that is to say something; one that faults harms no other.
-    async fn plan(&self, tenant: &Tenant, event: &Event, task: &Definition, received_ms: i64) -> Vec<Invocation> {
+    async fn plan(
+        &self,
+        tenant: &Tenant,
+        event: &Event,
+        task: &Definition,
+        notifications: &[Notification],
+        received_ms: i64,
+    ) -> Vec<Invocation> {
         let turn = Turn { generation: 0, tries: 1, received_ms };
-        let notifications = self.notifications(tenant, event, task);
         join_all(notifications.iter().map(|notification| self.invoke(tenant, event, task, notification, turn))).await
     }
 
@@ -341,7 +356,10 @@ impl Intake {
         let mut wished = self.notifications(&tenant, &event, &task).into_iter();
         let same = wished.find(|wished| wished.identity == due.identity && wished.plugin == due.plugin);
         let notification = same.ok_or_else(|| Outcome::Refused("the identity or plugin was removed".into()))?;
-        Ok(self.invoke(&tenant, &event, &task, &notification, turn).await)
+        let its_turn = self.pace.turn(&tenant.name).await;
+        let invocation = self.invoke(&tenant, &event, &task, &notification, turn).await;
+        self.pace.used(&tenant.name, its_turn, used(std::slice::from_ref(&invocation)));
+        Ok(invocation)
     }
 }
 
@@ -367,6 +385,15 @@ impl InHand {
 
     const AT_ONCE: u32 = 16;
     const MAX: usize = 32;
+}
+
+/// What making a plan took, and committing it will take.
+fn used(invocations: &[Invocation]) -> Used {
+    Used {
+        invocations: u32::try_from(invocations.len()).unwrap_or(u32::MAX),
+        cpu: invocations.iter().map(|invocation| Duration::from_micros(invocation.cpu_us)).sum(),
+        bytes: invocations.iter().map(Invocation::bytes).sum(),
+    }
 }
 
 fn warn_unless_kept(settled: Result<impl Sized, StoreError>) {

@@ -24,8 +24,8 @@
 //!
 //! Beside the path, [`taskcluster`] is the one client of Taskcluster, for both halves; [`trial`] tells one plugin of one
 //! event and looks at what it asks for: nothing is sent or kept.
-//! `place` says where a request may go when others say where; [`fair`] shares what is scarce among tenants, and `threads`
-//! the processors among the parts.
+//! `place` says where a request may go when others say where; [`fair`] shares what is scarce among tenants, [`pace`]
+//! keeps each from using up what is left, and `threads` shares the processors among the parts.
 
 pub mod admin;
 mod amqp;
@@ -41,6 +41,7 @@ pub mod grant;
 mod hostile;
 pub mod intake;
 pub mod metrics;
+pub mod pace;
 mod place;
 pub mod registry;
 pub mod retry;

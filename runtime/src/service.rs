@@ -26,6 +26,7 @@ use crate::intake::queues::Queues;
 use crate::intake::source::Received;
 use crate::intake::task::Tasks;
 use crate::metrics::Metrics;
+use crate::pace::Pace;
 use crate::registry::{Registry, Watch};
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
@@ -102,7 +103,7 @@ pub enum StartError {
     #[error(transparent)]
     Sink(#[from] SinkError),
     /// No more threads.
-    #[error("start the courier's threads: {0}")]
+    #[error("start the threads: {0}")]
     Threads(#[from] std::io::Error),
 }
 
@@ -113,7 +114,7 @@ impl Service {
     /// [`StartError`].
     pub async fn start(parts: Parts) -> Result<Self, StartError> {
         let Parts { store, writer, wanted, intake, courier, keep, metrics, timing } = parts;
-        let tenants = Tenants::new(wanted.tenants);
+        let (tenants, processors) = (Tenants::new(wanted.tenants), available_parallelism()?.get());
         let ended = CancellationToken::new();
         let (stop_intake, handlers) = (CancellationToken::new(), TaskTracker::new());
         let (stop_courier, attempts) = (CancellationToken::new(), TaskTracker::new());
@@ -131,6 +132,7 @@ impl Service {
                 keep,
                 metrics: Arc::clone(&metrics),
                 timing: timing.clone(),
+                pace: Pace::new(processors),
                 in_flight: Arc::default(),
             });
             let all = Destinations {
@@ -138,11 +140,7 @@ impl Service {
                 taskcluster,
                 stop: stop_courier.clone(),
                 ended: ended.clone(),
-                threads: Threads::start(
-                    "courier",
-                    available_parallelism()?.get(),
-                    Builder::new_multi_thread().enable_all(),
-                )?,
+                threads: Threads::start("courier", processors, Builder::new_multi_thread().enable_all())?,
                 attempts: attempts.clone(),
                 connections: connections.clone(),
                 served: Mutex::default(),
@@ -153,8 +151,9 @@ impl Service {
         }
         let intake = intake.map(|IntakeParts { tasks, sandbox, registry }| {
             let (tasks, plans, in_hand) = (Arc::new(tasks), Intake::plans(), Intake::in_hand());
+            let pace = Pace::new(processors);
             let (store, tenants, metrics) = (store.clone(), tenants.clone(), Arc::clone(&metrics));
-            Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans, in_hand })
+            Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans, in_hand, pace })
         });
         if let Some(intake) = &intake {
             handlers.spawn(Arc::clone(intake).run_deferred(stop_intake.clone(), handlers.clone()));

@@ -8,6 +8,7 @@ use lettre::message::header::{Header, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message, MultiPart, MultiPartKind, SinglePart};
 
 use crate::config::Sender;
+use crate::courier::Receipt;
 use crate::effect::{Email, Hash};
 use crate::store::Claimed;
 
@@ -17,9 +18,31 @@ pub(super) enum BuildError {
     Address(#[from] lettre::address::AddressError),
     #[error("{0}")]
     Mail(#[from] lettre::error::Error),
+    #[error("it was left halfway")]
+    Left,
 }
 
-pub(super) fn build(sender: &Sender, claimed: &Claimed, email: &Email) -> Result<Vec<u8>, BuildError> {
+impl BuildError {
+    /// What it means for the effect.
+    pub(super) fn receipt(&self) -> Receipt {
+        match self {
+            Self::Address(_) | Self::Mail(_) => Receipt::Refused(format!("build the mail: {self}")),
+            Self::Left => Receipt::Transient(format!("build the mail: {self}")),
+        }
+    }
+}
+
+/// Builds it where that delays no other attempt: encoding a large one takes milliseconds.
+pub(super) async fn built(sender: &Sender, claimed: &Claimed, email: &Email) -> Result<Vec<u8>, BuildError> {
+    if claimed.effect.bytes() <= SMALL_BYTES_MAX {
+        return build(sender, claimed, email);
+    }
+    let (sender, claimed, email) = (sender.clone(), claimed.clone(), email.clone());
+    let building = tokio::task::spawn_blocking(move || build(&sender, &claimed, &email));
+    building.await.unwrap_or(Err(BuildError::Left))
+}
+
+fn build(sender: &Sender, claimed: &Claimed, email: &Email) -> Result<Vec<u8>, BuildError> {
     let domain = &sender.threading_domain;
     let asked_at = SystemTime::UNIX_EPOCH + Duration::from_millis(claimed.created_ms.unsigned_abs());
     let from: Address = sender.from.parse()?;
@@ -111,6 +134,9 @@ impl Header for AutoSubmitted {
         HeaderValue::new(Self::name(), "auto-generated".into())
     }
 }
+
+/// What is no larger is built at once.
+const SMALL_BYTES_MAX: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {

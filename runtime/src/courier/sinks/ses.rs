@@ -31,9 +31,9 @@ impl Ses {
         if !email.recipient.is_ascii() {
             return Receipt::Permanent("SES takes no addresses outside ASCII".into());
         }
-        let raw = match mail::build(&self.account.sender, claimed, email) {
+        let raw = match mail::built(&self.account.sender, claimed, email).await {
             Ok(body) => RawMessage::builder().data(Blob::new(body)).build(),
-            Err(error) => return Receipt::Refused(format!("build the mail: {error}")),
+            Err(error) => return error.receipt(),
         };
         let raw = match raw {
             Ok(raw) => raw,

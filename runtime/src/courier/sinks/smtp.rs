@@ -83,10 +83,13 @@ impl Smtp {
     }
 
     pub(super) async fn perform(&self, claimed: &Claimed, email: &Email) -> Receipt {
-        let (recipient, body) = match (email.recipient.parse(), mail::build(&self.account.sender, claimed, email)) {
-            (Ok(recipient), Ok(body)) => (recipient, body),
-            (Err(error), _) => return Receipt::Refused(format!("recipient: {error}")),
-            (_, Err(error)) => return Receipt::Refused(format!("build the mail: {error}")),
+        let recipient = match email.recipient.parse() {
+            Ok(recipient) => recipient,
+            Err(error) => return Receipt::Refused(format!("recipient: {error}")),
+        };
+        let body = match mail::built(&self.account.sender, claimed, email).await {
+            Ok(body) => body,
+            Err(error) => return error.receipt(),
         };
         match self.send(&recipient, &body).await {
             Ok(response) => Receipt::Delivered(first_line(&response)),
