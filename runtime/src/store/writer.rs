@@ -365,3 +365,52 @@ const CLAIMS_MAX: usize = 64;
 const EVENTS_COME: Duration = Duration::from_millis(20);
 const RECEIPTS_WAIT_MAX: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::rows::Next;
+
+    fn receipt() -> Write {
+        let finished = Finished {
+            seq: 1,
+            owner: "me".into(),
+            attempt: 1,
+            destination: "email/smtp".into(),
+            ended_ms: 1,
+            outcome: "delivered",
+            answer: String::new(),
+            in_doubt: false,
+            next: Next::Delivered,
+        };
+        Write::Finish(finished, None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_events_come_receipts_alone_wait_for_the_next_one_but_not_for_long() {
+        let mut patience = Patience::default();
+        patience.saw(&receipt());
+        assert!(!patience.is_left(), "nothing comes");
+        patience.end(true);
+        patience.saw(&Write::ProbeNow);
+        patience.saw(&receipt());
+        assert!(!patience.is_left(), "something else is there");
+        patience.end(true);
+        patience.saw(&receipt());
+        let until = patience.until();
+        tokio::time::advance(RECEIPTS_WAIT_MAX / 2).await;
+        patience.saw(&receipt());
+        assert!(patience.is_left() && patience.until() == until, "the first one's wait counts");
+        tokio::time::advance(RECEIPTS_WAIT_MAX / 2).await;
+        assert!(!patience.is_left());
+        patience.saw(&Write::ProbeNow);
+        assert_eq!(patience.until(), None, "the next one is there");
+        patience.end(false);
+        patience.saw(&receipt());
+        assert!(!patience.is_left(), "a part of the others is there");
+        patience.end(true);
+        tokio::time::advance(EVENTS_COME).await;
+        patience.saw(&receipt());
+        assert!(!patience.is_left(), "no event has come for a while");
+    }
+}
