@@ -143,18 +143,11 @@ impl Courier {
     }
 
     async fn attempt(&self, sink: &Sink, claimed: Claimed) -> Finished {
+        self.keep_pace(&claimed).await;
         let began = Instant::now();
         let receipt = match self.still_granted(&claimed) {
             Err(why) => Receipt::Refused(why),
-            Ok(()) => {
-                let bytes = claimed.effect.bytes();
-                self.pace.saw(&claimed.tenant);
-                if bytes > LARGE_BYTES {
-                    let turn = self.pace.turn(&claimed.tenant).await;
-                    self.pace.used(&claimed.tenant, turn, Used { bytes, ..Used::default() });
-                }
-                sink.perform(&claimed).await
-            }
+            Ok(()) => sink.perform(&claimed).await,
         };
         self.timing.took(&claimed.plugin, began.elapsed());
         let next = next(&receipt, &claimed);
@@ -170,6 +163,16 @@ impl Courier {
             answer: receipt.answer().to_owned(),
             in_doubt: matches!(receipt, Receipt::InDoubt(_)),
             next,
+        }
+    }
+
+    /// Waits until the tenant may send so much.
+    async fn keep_pace(&self, claimed: &Claimed) {
+        let bytes = claimed.effect.bytes();
+        self.pace.saw(&claimed.tenant);
+        if bytes > LARGE_BYTES {
+            let turn = self.pace.turn(&claimed.tenant).await;
+            self.pace.used(&claimed.tenant, turn, Used { bytes, ..Used::default() });
         }
     }
 

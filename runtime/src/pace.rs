@@ -9,12 +9,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::fair::Company;
 
 /// The clocks of all tenants.
 pub struct Pace {
     processors: u32,
+    stop: CancellationToken,
     state: Mutex<State>,
 }
 
@@ -56,10 +58,10 @@ pub struct Used {
 }
 
 impl Pace {
-    /// Of a machine with so many processors.
+    /// Of a machine with so many processors; once it is to stop, nobody waits any more.
     #[must_use]
-    pub fn new(processors: usize) -> Self {
-        Self { processors: u32::try_from(processors).unwrap_or(u32::MAX).max(1), state: Mutex::default() }
+    pub fn new(processors: usize, stop: CancellationToken) -> Self {
+        Self { processors: u32::try_from(processors).unwrap_or(u32::MAX).max(1), stop, state: Mutex::default() }
     }
 
     /// The tenant is there, and does what needs no turn.
@@ -70,7 +72,10 @@ impl Pace {
     /// Waits for the tenant's next turn.
     pub async fn turn(&self, tenant: &str) -> Turn {
         let Some((begins, expected)) = self.reserve(tenant) else { return Turn(None) };
-        tokio::time::sleep_until(begins).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(begins) => {}
+            () = self.stop.cancelled() => {}
+        }
         Turn(Some(expected))
     }
 
@@ -85,8 +90,7 @@ impl Pace {
             Some(clock) => clock,
             None => state.clocks.entry(tenant.to_owned()).or_insert(Clock { used_until: now, mean: Duration::ZERO }),
         };
-        let saved_max = now.checked_sub(SAVED_MAX).unwrap_or(now);
-        let begins = clock.used_until.clamp(saved_max, now + WAIT_MAX);
+        let begins = clock.used_until.max(now.checked_sub(SAVED_MAX).unwrap_or(now));
         clock.used_until = begins + clock.mean;
         Some((begins, clock.mean))
     }
@@ -108,7 +112,7 @@ impl Pace {
         let of_one = (INVOCATION.saturating_mul(used.invocations))
             .saturating_add(used.cpu.saturating_mul(CPU_PART))
             .saturating_add((MEBIBYTE / (1 << 20)).saturating_mul(bytes));
-        (of_one / self.processors).min(WAIT_MAX)
+        (of_one / self.processors).min(COUNTED_MAX)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -125,8 +129,8 @@ const MEBIBYTE: Duration = Duration::from_secs(1);
 const BYTES_OF_AN_INVOCATION: usize = 16 << 10;
 /// What was not used is saved up for so long.
 const SAVED_MAX: Duration = Duration::from_millis(100);
-/// However much one piece of work took, the next one waits no longer.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+/// However much one piece of work took, it counts as no more: so none waits for long for those before it.
+const COUNTED_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -149,7 +153,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_is_alone_waits_for_nothing() {
-        let pace = Pace::new(2);
+        let pace = Pace::new(2, CancellationToken::new());
         let used = Used { invocations: 1, cpu: Duration::from_secs(1), bytes: 1 << 20 };
         assert_eq!(take(&pace, "a", 1_000, used).await, Duration::ZERO);
     }
@@ -157,7 +161,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn in_company_each_has_its_part_of_the_machine() {
         for processors in [1, 2, 16] {
-            let pace = Pace::new(processors);
+            let pace = Pace::new(processors, CancellationToken::new());
             let per_processor = |seconds: u64| Duration::from_secs(seconds) / u32::try_from(processors).unwrap();
             pace.saw("b");
             let many = Used { invocations: 1, ..Used::default() };
@@ -175,7 +179,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_under_way_at_the_same_time_are_counted_as_what_they_are_thought_to_take() {
-        let pace = Pace::new(1);
+        let pace = Pace::new(1, CancellationToken::new());
         pace.saw("b");
         let used = Used { invocations: 1, cpu: Duration::from_millis(50), bytes: 0 };
         take(&pace, "a", 30, used).await;
@@ -192,11 +196,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_longer_than_a_while_whatever_was_used() {
-        let pace = Pace::new(1);
+    async fn what_counts_is_bounded_whatever_was_used_and_however_many_are_under_way() {
+        let pace = Pace::new(1, CancellationToken::new());
         pace.saw("b");
         let boundless =
             Used { invocations: u32::MAX, cpu: Duration::from_secs(u64::from(u32::MAX)), bytes: usize::MAX };
-        assert!(take(&pace, "a", 3, boundless).await <= WAIT_MAX * 2);
+        about(take(&pace, "a", 3, boundless).await, COUNTED_MAX * 2);
+        pace.saw("b");
+        let began = Instant::now();
+        futures_util::future::join_all((0..4).map(async |_| drop(pace.turn("a").await))).await;
+        let mean = COUNTED_MAX.mul_f32(1.0 - 0.875_f32.powi(3));
+        about(began.elapsed(), COUNTED_MAX + mean * 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn once_it_is_to_stop_nobody_waits() {
+        let stop = CancellationToken::new();
+        let pace = Pace::new(1, stop.clone());
+        pace.saw("b");
+        let large = Used { bytes: 2 << 20, ..Used::default() };
+        take(&pace, "a", 2, large).await;
+        let began = Instant::now();
+        tokio::join!(async { drop(pace.turn("a").await) }, async { stop.cancel() });
+        take(&pace, "a", 100, large).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }

@@ -132,7 +132,7 @@ impl Service {
                 keep,
                 metrics: Arc::clone(&metrics),
                 timing: timing.clone(),
-                pace: Pace::new(processors),
+                pace: Pace::new(processors, stop_courier.clone()),
                 in_flight: Arc::default(),
             });
             let all = Destinations {
@@ -151,7 +151,7 @@ impl Service {
         }
         let intake = intake.map(|IntakeParts { tasks, sandbox, registry }| {
             let (tasks, plans, in_hand) = (Arc::new(tasks), Intake::plans(), Intake::in_hand());
-            let pace = Pace::new(processors);
+            let pace = Pace::new(processors, stop_intake.clone());
             let (store, tenants, metrics) = (store.clone(), tenants.clone(), Arc::clone(&metrics));
             Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans, in_hand, pace })
         });

@@ -1,5 +1,6 @@
 //! The one writer. Writes that wait while a transaction runs share the next one, so the busier it is, the larger the
-//! group and the fewer the waits for the disk; a lone write waits for nobody.
+//! group and the fewer the waits for the disk; a lone write waits for nobody, but for
+//! receipts, which wait a moment for others.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
@@ -220,7 +221,7 @@ pub(super) async fn run(
     }
 }
 
-/// How long receipts wait: nobody waits for them, and a transaction of their own costs as much as one that they share with
+/// How long receipts wait: hardly anybody waits for them, and a transaction of their own costs as much as one that they share with
 /// the next event. So while events come, receipts alone wait for the next one, for a moment.
 #[derive(Default)]
 struct Patience {
@@ -235,7 +236,10 @@ impl Patience {
     fn saw(&mut self, write: &Write) {
         let now = Instant::now();
         if !matches!(write, Write::Finish(..)) {
-            (self.event, self.until, self.is_over) = (Some(now), None, true);
+            (self.until, self.is_over) = (None, true);
+            if matches!(write, Write::Settle(_) | Write::Retried(_)) {
+                self.event = Some(now);
+            }
         } else if !self.is_over && self.until.is_none() && self.event.is_some_and(|event| now < event + EVENTS_COME) {
             self.until = Some(now + RECEIPTS_WAIT_MAX);
         } else if self.until.is_none() {
@@ -369,7 +373,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::rows::Next;
+    use crate::store::rows::{Basis, Next};
 
     fn receipt() -> Write {
         let finished = Finished {
@@ -386,13 +390,27 @@ mod tests {
         Write::Finish(finished, None)
     }
 
+    fn event() -> Write {
+        Write::Settle(Settled {
+            key: crate::effect::Hash::of_bytes(b""),
+            tenant: "default".into(),
+            status: "failed".into(),
+            task_id: String::new(),
+            run_id: None,
+            delivery: Arc::default(),
+            received_ms: 0,
+            fate: Fate::Dead { reason: String::new() },
+            basis: Basis::Delivery,
+        })
+    }
+
     #[tokio::test(start_paused = true)]
     async fn while_events_come_receipts_alone_wait_for_the_next_one_but_not_for_long() {
         let mut patience = Patience::default();
         patience.saw(&receipt());
         assert!(!patience.is_left(), "nothing comes");
         patience.end(true);
-        patience.saw(&Write::ProbeNow);
+        patience.saw(&event());
         patience.saw(&receipt());
         assert!(!patience.is_left(), "something else is there");
         patience.end(true);
