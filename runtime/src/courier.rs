@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
-use crate::pace::{Pace, Used};
+use crate::pace::{Pace, USUAL_BYTES, Used};
 use crate::retry;
 use crate::store::{Claimed, Claimer, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
 use crate::tenant::{TENANT_REMOVED, Tenants};
@@ -170,7 +170,7 @@ impl Courier {
     async fn keep_pace(&self, claimed: &Claimed) {
         let bytes = claimed.effect.bytes();
         self.pace.saw(&claimed.tenant);
-        if bytes > LARGE_BYTES {
+        if bytes > USUAL_BYTES {
             let turn = self.pace.turn(&claimed.tenant).await;
             self.pace.used(&claimed.tenant, turn, Used { bytes, ..Used::default() });
         }
@@ -256,7 +256,5 @@ fn say(claimed: &Claimed, receipt: &Receipt, next: &Next) {
     }
 }
 
-/// What is larger waits for its turn.
-const LARGE_BYTES: usize = 16 << 10;
 const PROBE_EVERY: Duration = Duration::from_secs(15);
 const PRUNE_EVERY: Duration = Duration::from_secs(60);

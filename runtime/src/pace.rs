@@ -107,7 +107,7 @@ impl Pace {
 
     /// How long a tenant's part of the machine takes for it.
     fn time_for(&self, used: Used) -> Duration {
-        let free = BYTES_OF_AN_INVOCATION.saturating_mul(used.invocations.max(1) as usize);
+        let free = USUAL_BYTES.saturating_mul(used.invocations.max(1) as usize);
         let bytes = u32::try_from(used.bytes.saturating_sub(free)).unwrap_or(u32::MAX);
         let of_one = (INVOCATION.saturating_mul(used.invocations))
             .saturating_add(used.cpu.saturating_mul(CPU_PART))
@@ -126,7 +126,8 @@ const INVOCATION: Duration = Duration::from_millis(5);
 const CPU_PART: u32 = 4;
 /// or a mebibyte a second beyond what an invocation usually comes to.
 const MEBIBYTE: Duration = Duration::from_secs(1);
-const BYTES_OF_AN_INVOCATION: usize = 16 << 10;
+/// What an invocation usually comes to: what is larger waits for its turn where the rest waits for none.
+pub const USUAL_BYTES: usize = 16 << 10;
 /// What was not used is saved up for so long.
 const SAVED_MAX: Duration = Duration::from_millis(100);
 /// However much one piece of work took, it counts as no more: so none waits for long for those before it.
@@ -170,7 +171,7 @@ mod tests {
             let long = Used { cpu: Duration::from_millis(50), ..Used::default() };
             about(take(&pace, "a", 40, long).await, per_processor(8));
             pace.saw("b");
-            let large = Used { bytes: (1 << 20) + BYTES_OF_AN_INVOCATION, ..Used::default() };
+            let large = Used { bytes: (1 << 20) + USUAL_BYTES, ..Used::default() };
             about(take(&pace, "a", 8, large).await, per_processor(8));
             pace.saw("b");
             about(take(&pace, "b", 10, many).await, Duration::ZERO);

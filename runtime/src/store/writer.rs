@@ -1,6 +1,5 @@
 //! The one writer. Writes that wait while a transaction runs share the next one, so the busier it is, the larger the
-//! group and the fewer the waits for the disk; a lone write waits for nobody, but for
-//! receipts, which wait a moment for others.
+//! group and the fewer the waits for the disk; a lone write waits for nobody, but receipts wait a moment for others.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
@@ -221,14 +220,15 @@ pub(super) async fn run(
     }
 }
 
-/// How long receipts wait: hardly anybody waits for them, and a transaction of their own costs as much as one that they share with
-/// the next event. So while events come, receipts alone wait for the next one, for a moment.
+/// How long receipts wait: hardly anybody waits for them, and a transaction of their own costs as much as one that they
+/// share with the next event. So while events come, receipts alone wait for the next one, for a moment.
 #[derive(Default)]
 struct Patience {
     /// Until when what is there may wait; there is nothing, or something else, when there is none.
     until: Option<Instant>,
     /// Something else is there.
     is_over: bool,
+    /// When the last event came.
     event: Option<Instant>,
 }
 

@@ -10,6 +10,7 @@ use lettre::message::{Mailbox, Message, MultiPart, MultiPartKind, SinglePart};
 use crate::config::Sender;
 use crate::courier::Receipt;
 use crate::effect::{Email, Hash};
+use crate::pace::USUAL_BYTES;
 use crate::store::Claimed;
 
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ impl BuildError {
 
 /// Builds it where that delays no other attempt: encoding a large one takes milliseconds.
 pub(super) async fn built(sender: &Sender, claimed: &Claimed, email: &Email) -> Result<Vec<u8>, BuildError> {
-    if claimed.effect.bytes() <= SMALL_BYTES_MAX {
+    if claimed.effect.bytes() <= USUAL_BYTES {
         return build(sender, claimed, email);
     }
     let (sender, claimed, email) = (sender.clone(), claimed.clone(), email.clone());
@@ -134,9 +135,6 @@ impl Header for AutoSubmitted {
         HeaderValue::new(Self::name(), "auto-generated".into())
     }
 }
-
-/// What is no larger is built at once.
-const SMALL_BYTES_MAX: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
