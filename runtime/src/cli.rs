@@ -27,7 +27,6 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{self, ConfigError, Environment, Role};
 use crate::registry::RegistryError;
-use crate::service::StartError;
 use crate::store::StoreError;
 use crate::trial::TrialError;
 
@@ -158,7 +157,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         || error.is::<PluginErrors>()
         || error.is::<TrialError>()
         || error.is::<plugin::NewError>()
-        || matches!(error.downcast_ref(), Some(StartError::Store(StoreError::Address(_))));
+        || matches!(error.downcast_ref(), Some(StoreError::Address(_) | StoreError::Newer { .. }));
     if is_unusable { ExitCode::from(78) } else { ExitCode::FAILURE }
 }
 

@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod queue;
+mod reader;
 mod records;
 mod registry;
 mod rows;
@@ -20,11 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
-use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::runtime::Builder;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinError;
 use tokio_util::task::TaskTracker;
 
+use reader::Reader;
 pub use rows::*;
 pub use standing::Claimer;
 use writer::{Write, Written};
@@ -32,8 +34,9 @@ use writer::{Write, Written};
 /// The database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
+    // Closed before the writer, who is the last one then and leaves nothing beside the file.
+    reader: Reader,
     writer: mpsc::Sender<(Write, oneshot::Sender<Result<Written, StoreError>>)>,
-    reader: SqlitePool,
     health: watch::Receiver<Health>,
 }
 
@@ -74,58 +77,77 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
         /// What the engine says.
-        source: sqlx::Error,
+        source: rusqlite::Error,
+    },
+    /// A later version of this program made it.
+    #[error("open {path}: a later version made it: its schema is {version}, the latest known here is {known}")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// How many migrations it has.
+        version: usize,
+        /// How many there are here.
+        known: usize,
+    },
+    /// Its threads cannot be started, or its file not be made.
+    #[error("open {path}: {source}")]
+    System {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
     },
     /// The engine refuses this one write for what it contains.
     #[error("the database refuses it: {0}")]
     Rejected(String),
+    /// All reads of the last half a minute are still under way.
+    #[error("the database does not answer")]
+    Busy,
     /// A read failed.
     #[error("read: {0}")]
-    Read(#[from] sqlx::Error),
-    /// A stored value is not what this version writes.
-    #[error("stored {what}: {why}")]
-    Corrupt {
-        /// The column.
-        what: &'static str,
-        /// What is wrong with it.
-        why: String,
-    },
+    Read(#[from] rusqlite::Error),
     /// The service is shutting down; nothing was written.
     #[error("the store is closed")]
     Closed,
 }
 
 impl Store {
-    /// Opens the database at `sqlite:<path>`, creating and migrating it, and starts its writer, on a thread that `tracker` knows of.
+    /// Opens the database at `sqlite:<path>`, creating and migrating it, and starts its writer, on threads that `tracker` knows of.
     /// The writer ends when the last clone of the store is gone.
     ///
     /// # Errors
-    /// [`StoreError::Address`] or [`StoreError::Open`].
+    /// [`StoreError::Address`], [`StoreError::System`], [`StoreError::Open`], [`StoreError::Newer`]; [`StoreError::Closed`]
+    /// when the service ends meanwhile.
     pub async fn open(address: &str, tracker: &TaskTracker) -> Result<Self, StoreError> {
         let path = address.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
         let path =
             path.filter(|path| !path.is_empty()).ok_or_else(|| StoreError::Address(without_password(address)))?;
         let path = PathBuf::from(path);
-        let open = |source| StoreError::Open { path: path.clone(), source };
-        create_for_us_alone(&path).map_err(|error| open(error.into()))?;
-        let connection = sqlite::open(&path).await.map_err(open)?;
-        let reader =
-            SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(sqlite::options(&path).read_only(true));
+        let system = |source| StoreError::System { path: path.clone(), source };
+        create_for_us_alone(&path).map_err(system)?;
+        let opening = path.clone();
+        let opened = tokio::task::spawn_blocking(move || sqlite::open(&opening)).await;
+        let connection = opened.unwrap_or_else(over)?;
+        let reader = Reader::new(path.clone());
         let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
         let (health_sender, health) = watch::channel(Health::Ready);
         let (checkpoints, dues) = checkpoint::Checkpoints::new();
+        let runtime = Builder::new_current_thread().enable_time().build().map_err(system)?;
         let writing = writer::run(path.clone(), connection, writes, health_sender, checkpoints);
-        let copying = checkpoint::run(path.clone(), dues);
-        let runtime = Builder::new_current_thread().enable_time().build().map_err(|error| open(error.into()))?;
         let running = tracker.token();
-        // A thread of its own: each statement it waits for would wait for a turn among all tasks otherwise.
-        std::thread::Builder::new()
-            .name("store".into())
-            .spawn(move || {
-                runtime.block_on(async { tokio::join!(writing, copying) });
-                drop(running);
-            })
-            .map_err(|error| open(error.into()))?;
+        // Threads of their own, where waiting for the engine keeps nobody else waiting.
+        let thread = || std::thread::Builder::new().name("store".into());
+        let write = move || {
+            runtime.block_on(writing);
+            drop(running);
+        };
+        thread().spawn(write).map_err(system)?;
+        let (copying, running) = (path.clone(), tracker.token());
+        let copy = move || {
+            checkpoint::run(&copying, &dues);
+            drop(running);
+        };
+        thread().spawn(copy).map_err(system)?;
         Ok(Self { writer, reader, health })
     }
 
@@ -245,7 +267,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn waited_for(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), StoreError> {
-        Ok(sqlite::figures::waited_for(&self.reader).await?)
+        self.reader.read(sqlite::figures::waited_for).await
     }
 
     /// Forgets events received before a time, once nothing about them is left to do.
@@ -272,7 +294,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn suspended(&self) -> Result<BTreeMap<String, String>, StoreError> {
-        Ok(sqlite::figures::suspended(&self.reader).await?)
+        self.reader.read(sqlite::figures::suspended).await
     }
 
     /// What the database counts for the figures.
@@ -280,7 +302,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn figures(&self) -> Result<Figures, StoreError> {
-        Ok(sqlite::figures::figures(&self.reader, now_ms()).await?)
+        self.reader.read(|connection| sqlite::figures::figures(connection, now_ms())).await
     }
 
     /// How many events, invocations and effects are not at their end.
@@ -288,10 +310,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn unfinished(&self) -> Result<i64, StoreError> {
-        let count = "SELECT (SELECT COUNT(*) FROM event WHERE state = 'deferred') \
-                     + (SELECT COUNT(*) FROM invocation WHERE state = 'retry') \
-                     + (SELECT COUNT(*) FROM effect WHERE state IN ('pending', 'claimed'))";
-        Ok(sqlx::query_scalar(count).fetch_one(&self.reader).await?)
+        self.reader.read(sqlite::figures::unfinished).await
     }
 
     /// Forgets a binding that was taken back.
@@ -300,12 +319,6 @@ impl Store {
     /// [`StoreError::Closed`].
     pub async fn unbound(&self, queue: &str, binding: Binding) -> Result<(), StoreError> {
         self.write(Write::Unbound { queue: queue.to_owned(), binding }).await.map(drop)
-    }
-
-    /// Read-only connections, for those who look and change nothing.
-    #[must_use]
-    pub fn reader(&self) -> &SqlitePool {
-        &self.reader
     }
 
     /// Whether the database takes what it is given, and when that changes.
@@ -322,6 +335,14 @@ impl Store {
         let (reply, written) = oneshot::channel();
         self.writer.send((write, reply)).await.map_err(|_| StoreError::Closed)?;
         Ok(written)
+    }
+}
+
+/// What a call comes to that was not made to its end: it panicked, or the service is shutting down.
+fn over<T>(gone: JoinError) -> Result<T, StoreError> {
+    match gone.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Err(StoreError::Closed),
     }
 }
 
@@ -344,5 +365,4 @@ fn without_password(address: &str) -> String {
 pub const LEASE_MS: i64 = 15_000;
 /// For how long a deferred event or a retry, once taken, is nobody else's.
 const TAKEN_MS: i64 = 60_000;
-const READERS: u32 = 2;
 const WRITES_WAITING_MAX: usize = 1_024;

@@ -6,6 +6,7 @@ pub mod bombs;
 mod broker;
 mod certificate;
 mod corpus;
+mod database;
 mod guests;
 mod http;
 mod influx;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 pub use broker::Broker;
 pub use corpus::{Corpus, Message, Streamed, corpus};
+pub use database::Database;
 pub use guests::{example, guest, plugins};
 pub use http::{Raw, Response};
 pub use influx::InfluxServer;

@@ -4,13 +4,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
-use sqlx::SqlitePool;
-use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 
-use crate::{Account, Broker, Message, Mode, Moto, Service, SmtpServer, Taskcluster, Vhost, plugins, wait};
+use crate::{Account, Broker, Database, Message, Mode, Moto, Service, SmtpServer, Taskcluster, Vhost, plugins, wait};
 
 /// What one test has for itself.
 pub struct World {
@@ -157,20 +155,9 @@ pub fn mail_to(address: &str) -> Value {
     json!({"plugins": ["smtp"], "emails": [address], "subject": "It failed", "message": "{task_id} failed"})
 }
 
-/// The database of a service, for reading.
-pub fn store(service: &Service) -> SqlitePool {
-    let options = SqliteConnectOptions::new().filename(service.directory().join("pulse-notifier.db")).read_only(true);
-    SqlitePool::connect_lazy_with(options)
-}
-
-/// The one number a query answers with.
-pub async fn count(store: &SqlitePool, query: &'static str) -> Result<i64> {
-    sqlx::query_scalar(query).fetch_one(store).await.context(query)
-}
-
-/// The rows of a query as texts, columns joined by a space.
-pub async fn rows(store: &SqlitePool, query: &'static str) -> Result<Vec<String>> {
-    sqlx::query_scalar(query).fetch_all(store).await.context(query)
+/// The database of a service.
+pub fn store(service: &Service) -> Database {
+    Database::at(service.directory().join("pulse-notifier.db"))
 }
 
 /// Every status a task can have an event about.

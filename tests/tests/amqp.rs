@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use end_to_end::world::{count, definition, exchange, failure, mail_to, rows, store};
+use end_to_end::world::{definition, exchange, failure, mail_to, store};
 use end_to_end::{Account, Broker, Mode, Queue, Service, SmtpServer, Unreadable, Vhost, World, wait};
 use futures_util::future::join_all;
 use lapin::ExchangeKind;
@@ -78,7 +78,7 @@ async fn an_event_is_published_again_as_it_came() -> Result<()> {
     assert_eq!(again.exchange.as_str(), own(&world, "again"));
     assert_eq!(again.routing_key.as_str(), message.routing_key);
     let store = store(&service);
-    let id = rows(&store, "SELECT LOWER(HEX(id)) FROM effect").await?.concat();
+    let id = store.rows("SELECT LOWER(HEX(id)) FROM effect")?.concat();
     let properties = &again.properties;
     assert_eq!(properties.content_type().as_ref().map(|text| text.as_str()), Some("application/json"));
     assert_eq!(*properties.delivery_mode(), Some(2));
@@ -90,7 +90,7 @@ async fn an_event_is_published_again_as_it_came() -> Result<()> {
     assert_eq!(headers.inner().len(), 2, "no CC: {headers:?}");
 
     let told = "SELECT state || ' ' || CAST(reason AS TEXT) FROM effect";
-    wait::until("it is on record", SOON, async || Ok(rows(&store, told).await? == ["delivered confirmed"])).await?;
+    wait::until("it is on record", SOON, async || Ok(store.rows(told)? == ["delivered confirmed"])).await?;
     assert_eq!(world.vhost.ready(RECEIVED).await?, Some(0));
     Ok(())
 }
@@ -114,7 +114,7 @@ async fn with_nobody_bound_there_it_is_delivered_and_the_exchange_is_there() -> 
     world.publish(&message).await?;
     let store = store(&service);
     let told = "SELECT state || ' ' || COALESCE(CAST(reason AS TEXT), '') || ' ' || attempt FROM effect ORDER BY seq";
-    wait::until("it is on record", SOON, async || Ok(rows(&store, told).await? == ["delivered unrouted 1"])).await?;
+    wait::until("it is on record", SOON, async || Ok(store.rows(told)? == ["delivered unrouted 1"])).await?;
     listen(&world, "again").await?; // which would fail, were it not a durable topic
     let (_, message) = world.failed_task(&wanted());
     world.publish(&message).await?;
@@ -148,7 +148,7 @@ async fn two_hundred_at_once_are_each_confirmed_once() -> Result<()> {
     let store = store(&service);
     let confirmed = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND attempt = 1 AND in_doubt = 0 \
                      AND CAST(reason AS TEXT) = 'confirmed'";
-    wait::until("all are confirmed", SOON, async || Ok(count(&store, confirmed).await? == i64::from(ALL))).await?;
+    wait::until("all are confirmed", SOON, async || Ok(store.count(confirmed)? == i64::from(ALL))).await?;
     assert_eq!(world.vhost.ready(RECEIVED).await?, Some(ALL));
     let mut ids = BTreeSet::new();
     for _ in 0..ALL {
@@ -169,10 +169,10 @@ async fn what_the_tenant_consumes_from_is_not_published_to() -> Result<()> {
     world.publish(&message).await?;
     let store = store(&service);
     let ended = "SELECT state || ' ' || CAST(reason AS TEXT) FROM invocation";
-    wait::until("it has ended", SOON, async || Ok(!rows(&store, ended).await?.is_empty())).await?;
-    let ended = rows(&store, ended).await?.concat();
+    wait::until("it has ended", SOON, async || Ok(!store.rows(ended)?.is_empty())).await?;
+    let ended = store.rows(ended)?.concat();
     assert!(ended.starts_with("failed ") && ended.contains("which the tenant consumes from"), "{ended}");
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect WHERE state <> 'refused'").await?, 0);
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect WHERE state <> 'refused'")?, 0);
     world.queue_is_empty().await?;
     assert_eq!(world.vhost.ready(RECEIVED).await?, Some(0));
     Ok(())
@@ -201,11 +201,11 @@ async fn relayed_in_a_circle_as_something_new_each_time_it_ends_at_the_third_hop
     }
     let store = store(&service);
     let ended = "SELECT state || ' ' || COALESCE(CAST(reason AS TEXT), '') FROM invocation ORDER BY id";
-    wait::until("the fourth has ended", SOON, async || Ok(rows(&store, ended).await?.len() == 4)).await?;
-    let ended = rows(&store, ended).await?;
+    wait::until("the fourth has ended", SOON, async || Ok(store.rows(ended)?.len() == 4)).await?;
+    let ended = store.rows(ended)?;
     assert!(ended[..3].iter().all(|ended| ended == "done "), "{ended:?}");
     assert!(ended[3].starts_with("failed ") && ended[3].contains("relayed 3 times"), "{ended:?}");
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect WHERE state <> 'refused'").await?, 3);
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect WHERE state <> 'refused'")?, 3);
     assert_eq!(world.vhost.ready(RECEIVED).await?, Some(0));
     Ok(())
 }
@@ -222,7 +222,7 @@ async fn relayed_in_a_circle_as_the_same_it_ends_at_once() -> Result<()> {
     world.publish(&last).await?;
     assert_eq!(received(&world.vhost).await?.data, serde_json::to_vec(&last.body)?);
     world.queue_is_empty().await?;
-    assert_eq!(count(&store(&service), "SELECT COUNT(*) FROM effect").await?, 2);
+    assert_eq!(store(&service).count("SELECT COUNT(*) FROM effect")?, 2);
     assert_eq!(world.vhost.ready(RECEIVED).await?, Some(0));
     Ok(())
 }
@@ -252,7 +252,7 @@ async fn it_goes_on_when_connections_are_closed_and_when_the_broker_is_killed() 
     }
     let store = store(&service);
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered'";
-    wait::until("all are delivered", SOON, async || Ok(count(&store, delivered).await? == 3)).await
+    wait::until("all are delivered", SOON, async || Ok(store.count(delivered)? == 3)).await
 }
 
 #[tokio::test]
@@ -282,9 +282,9 @@ async fn what_cannot_be_read_is_taken_out_and_all_else_arrives() -> Result<()> {
             let dead = "SELECT CAST(reason AS TEXT) FROM dead_delivery";
             let expected = usize::try_from(round)? + 1;
             // A quorum queue hands it out again after what followed it.
-            let told = async || Ok(rows(&store, dead).await?.len() >= expected);
+            let told = async || Ok(store.rows(dead)?.len() >= expected);
             wait::until("it is on record", SOON, told).await?;
-            let dead = rows(&store, dead).await?;
+            let dead = store.rows(dead)?;
             assert_eq!(dead.len(), expected, "{what:?}: {dead:?}");
             assert!(dead.iter().all(|reason| reason.starts_with("a header that is no UTF-8")), "{dead:?}");
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use end_to_end::stamped::{LIVE, admin_port, said, stamp, version};
 use end_to_end::tenants::lines;
-use end_to_end::world::{count, mail_to, rows, store};
+use end_to_end::world::{mail_to, store};
 use end_to_end::{Behaviour, Broker, Service, World, bombs, guest, raw_request, wait};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -72,13 +72,11 @@ impl Api {
     /// A task of a tenant that wants something said, once its outcome is in the database.
     async fn settle(&self, tenant: &str, section: &Value) -> Result<String> {
         let store = store(&self.service);
-        let before = count(&store, "SELECT COUNT(*) FROM invocation").await?;
+        let before = store.count("SELECT COUNT(*) FROM invocation")?;
         let (task_id, message) = self.world.failed_task_of(tenant, section);
         self.world.publish(&message).await?;
-        wait::until("it is settled", SOON, async || {
-            Ok(count(&store, "SELECT COUNT(*) FROM invocation").await? > before)
-        })
-        .await?;
+        wait::until("it is settled", SOON, async || Ok(store.count("SELECT COUNT(*) FROM invocation")? > before))
+            .await?;
         Ok(task_id)
     }
 }
@@ -212,7 +210,7 @@ async fn a_tenant_deploys_for_itself_alone_goes_back_and_stops_what_it_has() -> 
     assert_eq!(api.read(&api.red, plugin).await?["quarantined"]["reason"], "by order of the operator");
     api.settle("red", &json!({"plugins": ["stamped"], "emails": ["d@example.com"]})).await?;
     let last = "SELECT state FROM invocation ORDER BY id DESC LIMIT 1";
-    assert_eq!(rows(&store(&api.service), last).await?, ["refused"]);
+    assert_eq!(store(&api.service).rows(last)?, ["refused"]);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use end_to_end::world::{AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, count, rows, store};
+use end_to_end::world::{AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, store};
 use end_to_end::{Broker, Fault, Mode, Moto, Request, Service, SmtpServer, SnsMessage, World, wait};
 use mail_parser::{Message, MessageParser};
 use serde_json::{Value, json};
@@ -51,12 +51,12 @@ fn parsed(mail: &str) -> Result<Message<'_>> {
 
 async fn all_delivered(service: &Service, expected: i64) -> Result<()> {
     let store = store(service);
-    wait::until("all is delivered", SOON, async || Ok(count(&store, DELIVERED).await? == expected)).await
+    wait::until("all is delivered", SOON, async || Ok(store.count(DELIVERED)? == expected)).await
 }
 
 async fn suspended(service: &Service) -> Result<String> {
     let store = store(service);
-    wait::until_some("the destination is suspended", SOON, async || Ok(rows(&store, SUSPENDED).await?.pop())).await
+    wait::until_some("the destination is suspended", SOON, async || Ok(store.rows(SUSPENDED)?.pop())).await
 }
 
 #[tokio::test]
@@ -154,9 +154,9 @@ async fn what_is_said_to_a_topic_that_is_gone_is_dead_and_says_why() -> Result<(
     publish(&world, &json!({"plugins": ["sns"], "message": "to nobody"})).await?;
     let store = store(&service);
     let ended = "SELECT state || ' ' || CAST(reason AS TEXT) FROM effect WHERE state NOT IN ('pending', 'claimed')";
-    let state = wait::until_some("it has ended", SOON, async || Ok(rows(&store, ended).await?.pop())).await?;
+    let state = wait::until_some("it has ended", SOON, async || Ok(store.rows(ended)?.pop())).await?;
     assert!(state.starts_with("dead NotFound (404): "), "{state}");
-    assert!(rows(&store, SUSPENDED).await?.is_empty(), "others may be there");
+    assert!(store.rows(SUSPENDED)?.is_empty(), "others may be there");
     Ok(())
 }
 
@@ -179,15 +179,15 @@ async fn what_passes_by_itself_is_tried_again_and_suspends_nothing() -> Result<(
     }
     let store = store(&service);
     let failed = "SELECT COUNT(*) FROM attempt WHERE outcome = 'transient'";
-    wait::until("each has failed once", SOON, async || Ok(count(&store, failed).await? == 5)).await?;
-    assert!(rows(&store, SUSPENDED).await?.is_empty());
+    wait::until("each has failed once", SOON, async || Ok(store.count(failed)? == 5)).await?;
+    assert!(store.rows(SUSPENDED)?.is_empty());
     all_delivered(&service, 5).await?;
     assert_eq!(moto.mails().await?.len(), 3);
     assert_eq!(moto.published(&topic).await?.len(), 2);
     let outcomes = "SELECT outcome || ' ' || COUNT(*) FROM attempt GROUP BY outcome ORDER BY 1";
-    assert_eq!(rows(&store, outcomes).await?, ["delivered 5", "transient 5"]);
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect WHERE in_doubt > 0").await?, 0);
-    let history = rows(&store, HISTORY).await?;
+    assert_eq!(store.rows(outcomes)?, ["delivered 5", "transient 5"]);
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect WHERE in_doubt > 0")?, 0);
+    let history = store.rows(HISTORY)?;
     for code in
         ["Throttling (400): Maximum sending rate exceeded.", "InternalFailure (500)", "(503)", "Throttled (429)"]
     {
@@ -214,7 +214,7 @@ async fn wrong_keys_kill_nothing_and_everything_goes_out_with_the_right_ones() -
     assert_eq!(suspended(&service).await?, "email/ses: InvalidClientTokenId (403)");
     let store = store(&service);
     let waiting = "SELECT COUNT(*) FROM effect WHERE state = 'pending' AND failures = 0";
-    wait::until("all wait", SOON, async || Ok(count(&store, waiting).await? == 5)).await?;
+    wait::until("all wait", SOON, async || Ok(store.count(waiting)? == 5)).await?;
     let calls = moto.requests("ses").len();
     assert!(calls <= 8, "suspended means that nobody keeps knocking: {calls} calls");
     service.tells_no_secret(&[wrong_id, wrong_secret])?;
@@ -226,7 +226,7 @@ async fn wrong_keys_kill_nothing_and_everything_goes_out_with_the_right_ones() -
     service.start_with(&right)?;
     all_delivered(&service, 5).await?;
     assert_eq!(moto.mails().await?.len(), 5);
-    assert!(rows(&store, SUSPENDED).await?.is_empty());
+    assert!(store.rows(SUSPENDED)?.is_empty());
     let last = moto.requests("ses").pop().context("a call")?;
     assert!(last.head.contains(AWS_ACCESS_KEY_ID));
     service.tells_no_secret(&[AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, wrong_id, wrong_secret])
@@ -279,7 +279,7 @@ async fn a_mail_whose_answer_was_lost_is_sent_again_with_the_same_bytes_and_flag
     assert_eq!(published.len(), 2);
     assert_eq!(published[0], published[1]);
     let store = store(&service);
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect WHERE in_doubt = 1 AND attempt = 2").await?, 2);
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect WHERE in_doubt = 1 AND attempt = 2")?, 2);
     assert!(service.output().contains("resent in doubt"));
     Ok(())
 }
@@ -293,15 +293,15 @@ async fn a_call_that_never_arrived_is_in_no_doubt() -> Result<()> {
     publish(&world, &mail_to("a@example.com")).await?;
     let store = store(&service);
     let failed = "SELECT COUNT(*) FROM effect WHERE state = 'pending' AND failures > 0";
-    wait::until("it has failed", SOON, async || Ok(count(&store, failed).await? == 1)).await?;
-    let history = rows(&store, HISTORY).await?;
+    wait::until("it has failed", SOON, async || Ok(store.count(failed)? == 1)).await?;
+    let history = store.rows(HISTORY)?;
     assert!(history[0].starts_with("1 transient: "), "{history:?}");
-    assert!(rows(&store, SUSPENDED).await?.is_empty());
+    assert!(store.rows(SUSPENDED)?.is_empty());
     service.terminate()?;
     assert!(service.wait_exit(SOON).await?.success());
     service.start_with(&[("AWS_ENDPOINT_URL", &moto.endpoint())])?;
     all_delivered(&service, 1).await?;
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect WHERE in_doubt > 0").await?, 0);
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect WHERE in_doubt > 0")?, 0);
     Ok(())
 }
 
@@ -316,7 +316,7 @@ async fn a_call_that_hangs_keeps_no_other_waiting() -> Result<()> {
     all_delivered(&service, 1).await?;
     assert_eq!(destinations(&moto.requests("ses")[1]), ["quick%40example.com"]);
     let claimed = "SELECT CAST(recipient AS TEXT) FROM effect WHERE state = 'claimed'";
-    assert_eq!(rows(&store(&service), claimed).await?, ["slow@example.com"]);
+    assert_eq!(store(&service).rows(claimed)?, ["slow@example.com"]);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::world::{AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, count, exchange, rows, store};
+use end_to_end::world::{AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, exchange, store};
 use end_to_end::{
     Artifact, Broker, Content, InfluxServer, IrcServer, Message, Moto, Queue, Service, World, corpus, wait,
 };
@@ -184,7 +184,7 @@ async fn one_task_that_names_all_six_plugins_is_told_everywhere() -> Result<()> 
     let store = store(&service);
     let open = "SELECT COUNT(*) FROM effect WHERE state <> 'delivered' OR in_doubt > 0";
     wait::until("all is delivered", SOON, async || {
-        Ok(count(&store, "SELECT COUNT(*) FROM effect").await? == 8 && count(&store, open).await? == 0)
+        Ok(store.count("SELECT COUNT(*) FROM effect")? == 8 && store.count(open)? == 0)
     })
     .await?;
     place.world.queue_is_empty().await?;
@@ -239,7 +239,7 @@ async fn an_identity_supplies_the_plugins_of_a_release_task_and_a_section_with_i
     let store = store(&service);
     let by_identity = "SELECT identity || ' ' || COUNT(*) FROM invocation GROUP BY identity ORDER BY 1";
     wait::until("each is on record", SOON, async || {
-        Ok(rows(&store, by_identity).await? == ["default 1", "release-drivers 2", "releasetasks 2"])
+        Ok(store.rows(by_identity)? == ["default 1", "release-drivers 2", "releasetasks 2"])
     })
     .await
 }
@@ -269,6 +269,6 @@ async fn a_release_task_of_2018_says_by_ses_what_it_says_and_nothing_when_it_nam
     let of = |word: &str| format!("{word}: [devedition 59.0b4 build1/maple] release-mark-as-shipped-devedition task");
     assert_eq!(subjects, [of("EXCEPTION"), of("FAILED")]);
     let told = "SELECT status || ' ' || plugin FROM invocation i JOIN event e ON e.id = i.event_id ORDER BY 1";
-    assert_eq!(rows(&store(&service), told).await?, ["task-exception ses", "task-failed ses"]);
+    assert_eq!(store(&service).rows(told)?, ["task-exception ses", "task-failed ses"]);
     Ok(())
 }

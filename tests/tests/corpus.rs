@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use end_to_end::world::{STATUSES, count, definition, rows, store};
+use end_to_end::world::{STATUSES, definition, store};
 use end_to_end::{Broker, Message, World, corpus, wait};
 use serde_json::{Value, json};
 
@@ -62,9 +62,9 @@ async fn all_recorded_traffic_becomes_as_many_effects_as_counted_apart() -> Resu
     let store = store(&service);
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered'";
     let expected = i64::try_from(expected.len())?;
-    wait::until("every effect is delivered", SOON, async || Ok(count(&store, delivered).await? == expected)).await?;
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect").await?, expected);
-    assert_eq!(rows(&store, "SELECT DISTINCT state FROM event").await?, ["planned"]);
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM dead_delivery").await?, 0);
+    wait::until("every effect is delivered", SOON, async || Ok(store.count(delivered)? == expected)).await?;
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect")?, expected);
+    assert_eq!(store.rows("SELECT DISTINCT state FROM event")?, ["planned"]);
+    assert_eq!(store.count("SELECT COUNT(*) FROM dead_delivery")?, 0);
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use end_to_end::world::{count, definition, exchange, mail_to, rows, store};
+use end_to_end::world::{definition, exchange, mail_to, store};
 use end_to_end::{Answer, Broker, Service, World, wait};
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::{Value, json};
@@ -271,7 +271,7 @@ async fn whatever_arrives_has_its_fate_and_the_next_message_is_served_at_once() 
     let store = store(&service);
     let unfinished = "SELECT (SELECT COUNT(*) FROM event WHERE state = 'deferred') \
                       + (SELECT COUNT(*) FROM effect WHERE state IN ('pending', 'claimed'))";
-    wait::until("nothing is left to do", SOON, async || Ok(count(&store, unfinished).await? == 0)).await?;
+    wait::until("nothing is left to do", SOON, async || Ok(store.count(unfinished)? == 0)).await?;
 
     let mut found = found(&world, &service).await?;
     let wrong: Vec<_> = expected
@@ -332,13 +332,13 @@ async fn serve_the_next(world: &World, after: &str) -> Result<()> {
 async fn found(world: &World, service: &Service) -> Result<BTreeMap<String, Vec<String>>> {
     let store = store(service);
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for line in rows(&store, ON_RECORD).await? {
+    for line in store.rows(ON_RECORD)? {
         let (task_id, line) = line.split_once(' ').context("a task id and more")?;
         found.entry(task_id.to_owned()).or_default().push(line.to_owned());
     }
     let asked_by = "SELECT LOWER(HEX(effect.id)) || ' ' || task_id FROM effect \
                     JOIN invocation ON invocation.id = invocation_id JOIN event ON event.id = event_id";
-    let effects = rows(&store, asked_by).await?;
+    let effects = store.rows(asked_by)?;
     let asked_by: BTreeMap<_, _> = effects.iter().filter_map(|effect| effect.split_once(' ')).collect();
     for mail in world.smtp.mails()? {
         let effect = mail.header("X-Pulse-Notifier-Effect").context("the effect of a mail")?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use end_to_end::world::{count, rows, store};
+use end_to_end::world::store;
 use end_to_end::{Broker, IrcServer, Service, World, guest, wait};
 use pulse_notifier::effect::{Effect, Hash, Origin};
 use pulse_notifier::grant::{About, Grant, IrcGrant, Pattern};
@@ -82,7 +82,7 @@ async fn a_message_is_said_line_by_line_in_its_colour_and_in_order() -> Result<(
     let effects = "SELECT state || ' ' || destination || ' ' || CAST(recipient AS TEXT) || ' ' || in_doubt || ' ' || \
                    CAST(reason AS TEXT) FROM effect";
     let expected = ["delivered irc/irc #ci 0 said as pulse"];
-    wait::until("it is on record", SOON, async || Ok(rows(&store, effects).await? == expected)).await
+    wait::until("it is on record", SOON, async || Ok(store.rows(effects)? == expected)).await
 }
 
 #[tokio::test]
@@ -93,8 +93,8 @@ async fn without_channels_the_operators_is_told_and_without_that_nobody() -> Res
     place.fail(json!({"plugins": ["irc"], "message": "unheard"})).await?;
     let store = store(&service);
     let done = "SELECT COUNT(*) FROM invocation WHERE state = 'done' AND CAST(log AS TEXT) LIKE '%nobody to tell%'";
-    wait::until("nobody is told", SOON, async || Ok(count(&store, done).await? == 1)).await?;
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect").await?, 0);
+    wait::until("nobody is told", SOON, async || Ok(store.count(done)? == 1)).await?;
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect")?, 0);
     service.terminate()?;
     assert!(service.wait_exit(SOON).await?.success());
     service.start_with(&[("IRC_CHAN", "#default")])?;
@@ -118,23 +118,23 @@ async fn when_the_server_dies_what_waited_is_said_once_it_is_back() -> Result<()
     reader.wait_for(1, SOON).await?;
     let store = store(&service);
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered'";
-    wait::until("it is on record", SOON, async || Ok(count(&store, delivered).await? == 1)).await?;
+    wait::until("it is on record", SOON, async || Ok(store.count(delivered)? == 1)).await?;
     place.irc.kill()?;
     service.wait_for_output("the IRC connection is lost", SOON).await?;
     for number in 0..5 {
         place.fail(say(&format!("meanwhile {number}"))).await?;
     }
     let tried = "SELECT COUNT(DISTINCT effect_seq) FROM attempt WHERE outcome = 'transient'";
-    wait::until("each was tried in vain", SOON, async || Ok(count(&store, tried).await? == 5)).await?;
+    wait::until("each was tried in vain", SOON, async || Ok(store.count(tried)? == 5)).await?;
     place.irc.restart().await?;
     let reader = place.irc.reader("reader", "#ci").await?;
     let said: BTreeSet<String> = reader.wait_for(5, SOON).await?.into_iter().map(|said| said.text).collect();
     for number in 0..5 {
         assert!(said.iter().any(|text| text.contains(&format!("meanwhile {number}"))), "{number}: {said:?}");
     }
-    wait::until("all are on record", SOON, async || Ok(count(&store, delivered).await? == 6)).await?;
+    wait::until("all are on record", SOON, async || Ok(store.count(delivered)? == 6)).await?;
     assert_eq!(reader.said().len(), 5, "none is said twice");
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect WHERE in_doubt > 0").await?, 0);
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect WHERE in_doubt > 0")?, 0);
     Ok(())
 }
 
@@ -147,16 +147,16 @@ async fn a_line_whose_arrival_nobody_confirms_is_said_again_and_flagged_in_doubt
     reader.wait_for(1, SOON).await?;
     let store = store(&service);
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered'";
-    wait::until("it is on record", SOON, async || Ok(count(&store, delivered).await? == 1)).await?;
+    wait::until("it is on record", SOON, async || Ok(store.count(delivered)? == 1)).await?;
     place.irc.freeze()?;
     place.fail(say("perhaps")).await?;
     let in_doubt = "SELECT COUNT(*) FROM attempt WHERE outcome = 'in doubt'";
-    wait::until("nobody knows", SOON, async || Ok(count(&store, in_doubt).await? == 1)).await?;
+    wait::until("nobody knows", SOON, async || Ok(store.count(in_doubt)? == 1)).await?;
     place.irc.thaw()?;
     let said = reader.wait_for(3, SOON).await?;
     assert_eq!(said[1].text, said[2].text);
     let flagged = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND in_doubt = 1 AND attempt = 2";
-    wait::until("it is flagged", SOON, async || Ok(count(&store, flagged).await? == 1)).await
+    wait::until("it is flagged", SOON, async || Ok(store.count(flagged)? == 1)).await
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_flood_is_said_whole_and_on_one_connection() -> Result<()> {
     }
     let store = store(&service);
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND attempt = 1 AND in_doubt = 0";
-    wait::until("all are on record", SOON, async || Ok(count(&store, delivered).await? == i64::from(LINES))).await?;
+    wait::until("all are on record", SOON, async || Ok(store.count(delivered)? == i64::from(LINES))).await?;
     let came = reader.heard().into_iter().filter(|line| line.starts_with(":pulse!") && !line.contains(" PRIVMSG "));
     let came: Vec<_> = came.collect();
     assert!(came.len() == 1 && came[0].contains(" JOIN "), "it comes once and stays: {came:?}");
@@ -209,7 +209,7 @@ async fn what_a_hostile_guest_asks_for_is_refused_and_on_record_and_never_on_the
     assert!(nickserv.said().iter().all(|said| said.target == "#ci"), "{:?}", nickserv.said());
     assert!(!reader.heard().iter().any(|line| line.contains(" QUIT ")), "{:?}", reader.heard());
     let store = store(&service);
-    let refusals = rows(&store, "SELECT CAST(refusals AS TEXT) FROM invocation ORDER BY id").await?;
+    let refusals = store.rows("SELECT CAST(refusals AS TEXT) FROM invocation ORDER BY id")?;
     let refusals: Vec<Vec<String>> =
         refusals.iter().map(|text| serde_json::from_str(text)).collect::<Result<_, _>>()?;
     assert_eq!(refusals[0].len(), 13, "{refusals:#?}");
@@ -230,10 +230,7 @@ async fn a_wrong_password_kills_nothing_and_everything_is_said_once_it_is_mended
     let store = store(&service);
     let waiting = "SELECT COUNT(*) FROM effect WHERE state = 'pending' AND failures = 0";
     let suspended = "SELECT COUNT(*) FROM suspension WHERE destination = 'irc/irc'";
-    wait::until("all wait", SOON, async || {
-        Ok(count(&store, suspended).await? == 1 && count(&store, waiting).await? == 3)
-    })
-    .await?;
+    wait::until("all wait", SOON, async || Ok(store.count(suspended)? == 1 && store.count(waiting)? == 3)).await?;
     let knocks = place.irc.wrong_passwords();
     assert!((1..=2).contains(&knocks), "suspended means that nobody keeps knocking: {knocks}");
     assert!(!service.output().contains("wrong-secret"));
@@ -242,7 +239,7 @@ async fn a_wrong_password_kills_nothing_and_everything_is_said_once_it_is_mended
     assert!(service.wait_exit(SOON).await?.success());
     service.start_with(&[("IRC_PASS", place.irc.password())])?;
     reader.wait_for(3, SOON).await?;
-    wait::until("none is suspended", SOON, async || Ok(count(&store, suspended).await? == 0)).await
+    wait::until("none is suspended", SOON, async || Ok(store.count(suspended)? == 0)).await
 }
 
 #[tokio::test]
@@ -253,8 +250,8 @@ async fn a_server_that_cannot_prove_who_it_is_is_told_nothing() -> Result<()> {
     place.fail(say("secret")).await?;
     let store = store(&service);
     let reason = "SELECT CAST(reason AS TEXT) FROM suspension";
-    wait::until("it is suspended", SOON, async || Ok(!rows(&store, reason).await?.is_empty())).await?;
-    let reason = rows(&store, reason).await?.concat();
+    wait::until("it is suspended", SOON, async || Ok(!store.rows(reason)?.is_empty())).await?;
+    let reason = store.rows(reason)?.concat();
     assert!(reason.starts_with("TLS: ") && reason.contains("certificate"), "{reason}");
     Ok(())
 }
@@ -295,7 +292,7 @@ async fn a_channel_that_takes_nothing_from_us_loses_only_its_own() -> Result<()>
     ];
     let mut seen = Vec::new();
     let settled = wait::until("each has had its answer", SOON, async || {
-        seen = rows(&store, states).await?;
+        seen = store.rows(states)?;
         Ok(seen.iter().all(|row| !row.contains(" pending ") && !row.contains(" claimed ")))
     });
     settled.await?;
@@ -322,8 +319,8 @@ async fn a_nick_that_is_none_waits_for_whoever_mends_it() -> Result<()> {
     place.fail(say("hello")).await?;
     let store = store(&service);
     let reason = "SELECT CAST(reason AS TEXT) FROM suspension";
-    wait::until("it is suspended", SOON, async || Ok(!rows(&store, reason).await?.is_empty())).await?;
-    let reason = rows(&store, reason).await?.concat();
+    wait::until("it is suspended", SOON, async || Ok(!store.rows(reason)?.is_empty())).await?;
+    let reason = store.rows(reason)?.concat();
     assert!(reason.starts_with("register: ") && reason.ends_with("(432)"), "{reason}");
     service.terminate()?;
     assert!(service.wait_exit(SOON).await?.success());
@@ -345,11 +342,11 @@ async fn a_channel_that_is_full_is_waited_for_while_others_are_told() -> Result<
     reader.wait_for(1, SOON).await?;
     let store = store(&service);
     let waits = "SELECT COUNT(*) FROM attempt WHERE outcome = 'transient' AND CAST(answer AS TEXT) LIKE 'JOIN: %(471)'";
-    wait::until("the channel is full", SOON, async || Ok(count(&store, waits).await? >= 1)).await?;
+    wait::until("the channel is full", SOON, async || Ok(store.count(waits)? >= 1)).await?;
     owner.order("MODE #full -l")?;
     owner.wait_for(1, SOON).await?;
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND in_doubt = 0";
-    wait::until("both are on record", SOON, async || Ok(count(&store, delivered).await? == 2)).await
+    wait::until("both are on record", SOON, async || Ok(store.count(delivered)? == 2)).await
 }
 
 #[tokio::test]
@@ -361,9 +358,9 @@ async fn more_channels_than_the_server_allows_at_once_are_told_all_the_same() ->
     place.fail(json!({"plugins": ["irc"], "channels": channels, "message": "hello"})).await?;
     let store = store(&service);
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND in_doubt = 0";
-    wait::until("all are told", SOON, async || Ok(count(&store, delivered).await? == i64::from(CHANNELS))).await?;
+    wait::until("all are told", SOON, async || Ok(store.count(delivered)? == i64::from(CHANNELS))).await?;
     let too_many = "SELECT COUNT(*) FROM attempt WHERE CAST(answer AS TEXT) LIKE 'JOIN: %(405)'";
-    assert_eq!(count(&store, too_many).await?, 1, "the next connection is in no channel");
+    assert_eq!(store.count(too_many)?, 1, "the next connection is in no channel");
     Ok(())
 }
 

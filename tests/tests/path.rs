@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use end_to_end::world::{count, mail_to, rows, store};
+use end_to_end::world::{mail_to, store};
 use end_to_end::{Behaviour, Broker, Phase, Queue, World, corpus, wait};
 use serde_json::json;
 
@@ -54,9 +54,9 @@ async fn a_recorded_message_becomes_a_mail_over_starttls() -> Result<()> {
 
     let store = store(&service);
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND attempt = 1 AND in_doubt = 0";
-    wait::until("both are on record as delivered", SOON, async || Ok(count(&store, delivered).await? == 2)).await?;
+    wait::until("both are on record as delivered", SOON, async || Ok(store.count(delivered)? == 2)).await?;
     let states = "SELECT e.state || ' ' || i.state FROM event e JOIN invocation i ON i.event_id = e.id";
-    assert_eq!(rows(&store, states).await?, ["planned done"]);
+    assert_eq!(store.rows(states)?, ["planned done"]);
     let depth = world.vhost.depth(&world.queue()).await?.context("the queue")?;
     assert_eq!((depth.ready, depth.unacked), (0, 0));
     Ok(())
@@ -88,7 +88,7 @@ async fn a_message_published_twice_is_mailed_once() -> Result<()> {
     world.queue_is_empty().await?;
     let store = store(&service);
     let open = "SELECT COUNT(*) FROM effect WHERE state <> 'delivered'";
-    wait::until("every effect is delivered", SOON, async || Ok(count(&store, open).await? == 0)).await?;
+    wait::until("every effect is delivered", SOON, async || Ok(store.count(open)? == 0)).await?;
     let mut to: Vec<_> = world.smtp.mails()?.into_iter().map(|mail| mail.to.concat()).collect();
     to.sort();
     assert_eq!(to, ["a@example.com", "last@example.com"]);
@@ -104,7 +104,7 @@ async fn mails_one_after_another_go_over_one_connection() -> Result<()> {
     for number in 1..=5 {
         let (_, message) = world.failed_task(&mail_to("a@example.com"));
         world.publish(&message).await?;
-        wait::until("it is delivered", SOON, async || Ok(count(&store, delivered).await? == number)).await?;
+        wait::until("it is delivered", SOON, async || Ok(store.count(delivered)? == number)).await?;
     }
     assert_eq!(world.smtp.connections()?, 1);
     Ok(())
@@ -126,7 +126,7 @@ async fn a_plugin_that_faults_or_fails_sends_nothing_and_harms_no_other() -> Res
     assert_eq!(subjects, ["beside eat memory", "beside fail", "beside loop", "beside trap"]);
     let store = store(&service);
     let ended = "SELECT state || ': ' || CAST(reason AS TEXT) FROM invocation WHERE plugin = 'hostile' ORDER BY 1";
-    let ended = rows(&store, ended).await?;
+    let ended = store.rows(ended)?;
     for (ended, expected) in ended.iter().zip([
         "failed: as the task wished",
         "faulted: out of CPU time: more than 50 ms",
@@ -136,7 +136,7 @@ async fn a_plugin_that_faults_or_fails_sends_nothing_and_harms_no_other() -> Res
         assert!(ended.starts_with(expected), "{ended}");
     }
     assert_eq!(ended.len(), attacks.len());
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect WHERE plugin = 'hostile'").await?, 0);
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect WHERE plugin = 'hostile'")?, 0);
     Ok(())
 }
 
@@ -149,9 +149,9 @@ async fn a_plugin_that_asks_to_be_run_again_is_alone_run_again() -> Result<()> {
     world.publish(&message).await?;
     let store = store(&service);
     let tries = "SELECT COALESCE(MAX(tries), 0) FROM invocation WHERE plugin = 'hostile' AND state = 'retry'";
-    wait::until("it has run twice", SOON, async || Ok(count(&store, tries).await? == 2)).await?;
+    wait::until("it has run twice", SOON, async || Ok(store.count(tries)? == 2)).await?;
     assert_eq!(world.smtp.wait_for_mails(1, SOON).await?.len(), 1);
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM invocation").await?, 2);
+    assert_eq!(store.count("SELECT COUNT(*) FROM invocation")?, 2);
     Ok(())
 }
 
@@ -173,7 +173,7 @@ async fn what_the_mail_server_answers_decides_what_becomes_of_a_mail() -> Result
         "fine@example.com delivered 250 2.0.0 accepted",
         "gone@example.com dead RCPT: permanent error (550): 5.1.1 no such user",
     ];
-    wait::until("each has had its answer", SOON, async || Ok(rows(&store, states).await? == expected)).await?;
+    wait::until("each has had its answer", SOON, async || Ok(store.rows(states)? == expected)).await?;
     world.smtp.behave_well()?;
     let mails = world.smtp.wait_for_mails(2, SOON).await?;
     assert_eq!(mails[1].to, ["busy@example.com"]);
@@ -193,8 +193,8 @@ async fn a_wrong_password_kills_nothing_and_everything_goes_out_once_it_is_mende
     let store = store(&service);
     let waiting = "SELECT COUNT(*) FROM effect WHERE state = 'pending' AND failures = 0";
     wait::until("all wait", SOON, async || {
-        let suspended = count(&store, "SELECT COUNT(*) FROM suspension WHERE destination = 'email/smtp'").await?;
-        Ok(suspended == 1 && count(&store, waiting).await? == 5)
+        let suspended = store.count("SELECT COUNT(*) FROM suspension WHERE destination = 'email/smtp'")?;
+        Ok(suspended == 1 && store.count(waiting)? == 5)
     })
     .await?;
     assert!(!service.output().contains("wrong-secret"));
@@ -204,8 +204,7 @@ async fn a_wrong_password_kills_nothing_and_everything_goes_out_once_it_is_mende
     assert!(service.wait_exit(SOON).await?.success());
     service.start_with(&[("SMTP_PASSWD", world.smtp.password())])?;
     world.smtp.wait_for_mails(5, SOON).await?;
-    wait::until("none is suspended", SOON, async || Ok(count(&store, "SELECT COUNT(*) FROM suspension").await? == 0))
-        .await
+    wait::until("none is suspended", SOON, async || Ok(store.count("SELECT COUNT(*) FROM suspension")? == 0)).await
 }
 
 #[tokio::test]
@@ -221,7 +220,7 @@ async fn a_mail_whose_acceptance_was_lost_is_sent_again_and_flagged_in_doubt() -
     assert_eq!(mails[0].data, mails[1].data, "whoever gets both can tell");
     let store = store(&service);
     let flagged = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND in_doubt = 1 AND attempt = 2";
-    wait::until("it is flagged", SOON, async || Ok(count(&store, flagged).await? == 1)).await
+    wait::until("it is flagged", SOON, async || Ok(store.count(flagged)? == 1)).await
 }
 
 #[tokio::test]
@@ -235,8 +234,8 @@ async fn a_server_that_cannot_prove_who_it_is_gets_no_mail() -> Result<()> {
     world.publish(&message).await?;
     let store = store(&service);
     let reason = "SELECT CAST(reason AS TEXT) FROM suspension";
-    wait::until("it is suspended", SOON, async || Ok(!rows(&store, reason).await?.is_empty())).await?;
-    let reason = rows(&store, reason).await?.concat();
+    wait::until("it is suspended", SOON, async || Ok(!store.rows(reason)?.is_empty())).await?;
+    let reason = store.rows(reason)?.concat();
     assert!(reason.contains("certificate"), "{reason}");
     assert_eq!(world.smtp.count(Phase::Auth)?, 0);
     Ok(())

@@ -5,11 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use end_to_end::stamped::said;
 use end_to_end::tenants::{lines, readiness};
-use end_to_end::world::{count, rows, store};
+use end_to_end::world::store;
 use end_to_end::{Broker, Service, World, wait};
 use serde_json::json;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Connection};
 
 const SOON: Duration = Duration::from_secs(60);
 const QUARANTINED: &str = "plugin quarantined: it is not run";
@@ -19,7 +17,7 @@ const RELEASED: &str = "plugin released: it is run again";
 async fn ask(world: &World, service: &Service, what: &str, groups: &[&str], times: usize) -> Result<()> {
     let store = store(service);
     let settled = "SELECT COUNT(*) FROM invocation";
-    let before = count(&store, settled).await?;
+    let before = store.count(settled)?;
     for (number, group) in groups.iter().cycle().take(times).enumerate() {
         let section = json!({"plugins": {"hostile": {"message": what}}, "emails": ["a@example.com"]});
         let (_, mut message) = world.failed_task(&section);
@@ -28,14 +26,14 @@ async fn ask(world: &World, service: &Service, what: &str, groups: &[&str], time
         world.publish(&message).await?;
         // One after the other, so that "in a row" means something.
         let expected = before + number as i64 + 1;
-        wait::until("it is settled", SOON, async || Ok(count(&store, settled).await? >= expected)).await?;
+        wait::until("it is settled", SOON, async || Ok(store.count(settled)? >= expected)).await?;
     }
     Ok(())
 }
 
 /// How the invocations ended, the last so many.
 async fn ends(service: &Service, last: usize) -> Result<Vec<String>> {
-    let mut ends = rows(&store(service), "SELECT state FROM invocation ORDER BY id").await?;
+    let mut ends = store(service).rows("SELECT state FROM invocation ORDER BY id")?;
     Ok(ends.split_off(ends.len().saturating_sub(last)))
 }
 
@@ -68,14 +66,11 @@ async fn ten_faults_in_three_task_groups_end_a_version_and_a_person_or_another_v
     ask(&world, &service, "behave", &THREE, 1).await?;
     assert_eq!(ends(&service, 1).await?, ["refused"]);
     // Of those that come, one is let through when it is time.
-    let options = SqliteConnectOptions::new().filename(service.directory().join("pulse-notifier.db"));
-    let mut connection: SqliteConnection = options.busy_timeout(SOON).connect().await?;
-    sqlx::query("UPDATE quarantine SET probe_ms = 1").execute(&mut connection).await?;
-    connection.close().await?;
+    store(&service).change("UPDATE quarantine SET probe_ms = 1")?;
     let probed = "SELECT COUNT(*) FROM quarantine WHERE probes = 1";
     wait::until("one is let through", SOON, async || {
         ask(&world, &service, "behave", &THREE, 1).await?;
-        Ok(count(&store(&service), probed).await? == 1)
+        Ok(store(&service).count(probed)? == 1)
     })
     .await?;
     ask(&world, &service, "behave", &THREE, 2).await?;
@@ -107,6 +102,6 @@ async fn nobody_can_have_a_plugin_put_away_by_failing_or_within_one_task_group()
     ask(&world, &service, "behave", &THREE, 1).await?;
     assert_eq!(ends(&service, 1).await?, ["done"]);
     assert!(lines(&service, QUARANTINED).is_empty());
-    assert_eq!(count(&store(&service), "SELECT COUNT(*) FROM quarantine").await?, 0);
+    assert_eq!(store(&service).count("SELECT COUNT(*) FROM quarantine")?, 0);
     Ok(())
 }

@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use end_to_end::tenants::readiness;
-use end_to_end::world::{count, mail_to};
-use end_to_end::{Broker, Service, World, wait};
+use end_to_end::world::mail_to;
+use end_to_end::{Broker, Database, Service, World, wait};
 use serde_json::json;
-use sqlx::SqlitePool;
-use sqlx::sqlite::SqliteConnectOptions;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -63,10 +61,9 @@ async fn what_the_intake_took_in_the_courier_delivers_and_neither_has_the_others
     courier.terminate()?;
     courier.wait_exit(SOON).await?;
     world.publish(&world.failed_task_of("red", &mail_to("later@red.example.com")).1).await?;
-    let options = SqliteConnectOptions::new().filename(shared.path().join("pulse-notifier.db")).read_only(true);
-    let store = SqlitePool::connect_lazy_with(options);
+    let store = Database::at(shared.path().join("pulse-notifier.db"));
     let waiting = "SELECT COUNT(*) FROM effect WHERE state = 'pending'";
-    wait::until("it waits", SOON, async || Ok(count(&store, waiting).await? == 1)).await?;
+    wait::until("it waits", SOON, async || Ok(store.count(waiting)? == 1)).await?;
     assert_eq!(world.smtp.mails()?.len(), 20);
     // Without the intake, the courier delivers it.
     intake.terminate()?;
@@ -74,7 +71,7 @@ async fn what_the_intake_took_in_the_courier_delivers_and_neither_has_the_others
     courier.start()?;
     world.smtp.wait_for_mails(21, SOON).await?;
     let delivered = "SELECT COUNT(*) FROM effect WHERE state = 'delivered' AND attempt = 1 AND in_doubt = 0";
-    wait::until("all are on record", SOON, async || Ok(count(&store, delivered).await? == 21)).await?;
+    wait::until("all are on record", SOON, async || Ok(store.count(delivered)? == 21)).await?;
     for half in [&intake, &courier] {
         half.tells_no_secret(&[world.smtp.password(), &world.account.password])?;
     }
@@ -92,18 +89,19 @@ async fn a_tenant_that_goes_is_left_by_both_halves() -> Result<()> {
     intake.start()?;
     intake.wait_for_output("consuming", SOON).await?;
     world.publish(&world.failed_task_of("red", &mail_to("a@red.example.com")).1).await?;
-    let options = SqliteConnectOptions::new().filename(shared.path().join("pulse-notifier.db")).read_only(true);
-    let store = SqlitePool::connect_lazy_with(options);
-    wait::until("it waits", SOON, async || {
-        Ok(count(&store, "SELECT COUNT(*) FROM effect WHERE state = 'pending'").await? == 1)
-    })
+    let store = Database::at(shared.path().join("pulse-notifier.db"));
+    wait::until(
+        "it waits",
+        SOON,
+        async || Ok(store.count("SELECT COUNT(*) FROM effect WHERE state = 'pending'")? == 1),
+    )
     .await?;
     fs::remove_file(shared.path().join("tenants/red.toml"))?;
     intake.wait_for_output("tenant removed", SOON).await?;
     let mut courier = world.service_of_role("courier", shared.path(), &[])?;
     courier.start()?;
     let refused = "SELECT COUNT(*) FROM effect WHERE state = 'refused' AND CAST(reason AS TEXT) = 'tenant removed'";
-    wait::until("it is refused", SOON, async || Ok(count(&store, refused).await? == 1)).await
+    wait::until("it is refused", SOON, async || Ok(store.count(refused)? == 1)).await
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::world::{count, mail_to, rows, store};
+use end_to_end::world::{mail_to, store};
 use end_to_end::{Artifact, Broker, Content, Fault, Message, Moto, PIECE_BYTES, Raw, Service, World, wait};
 use flate2::read::GzDecoder;
 use futures_util::future::try_join_all;
@@ -81,7 +81,7 @@ fn by_id(task_id: &str) -> String {
 
 async fn until_delivered(service: &Service, effects: i64, timeout: Duration) -> Result<()> {
     let store = store(service);
-    wait::until("all is delivered", timeout, async || Ok(count(&store, DELIVERED).await? == effects)).await
+    wait::until("all is delivered", timeout, async || Ok(store.count(DELIVERED)? == effects)).await
 }
 
 fn gunzipped(object: &Raw) -> Result<Vec<u8>> {
@@ -209,7 +209,7 @@ async fn what_taskcluster_says_about_a_log_decides_what_becomes_of_it() -> Resul
         logs.world.publish(&message).await?;
         let store = store(&service);
         wait::until(&format!("{task_id} is {expected}"), SOON, async || {
-            Ok(rows(&store, STATES).await?.last().is_some_and(|state| state == expected))
+            Ok(store.rows(STATES)?.last().is_some_and(|state| state == expected))
         })
         .await?;
     }
@@ -225,7 +225,7 @@ async fn a_log_that_comes_late_is_waited_for() -> Result<()> {
     logs.world.publish(&message).await?;
     let store = store(&service);
     let waits = ["pending: no such run or artifact: 404 Not Found"];
-    wait::until("it is looked for in vain", SOON, async || Ok(rows(&store, STATES).await? == waits)).await?;
+    wait::until("it is looked for in vain", SOON, async || Ok(store.rows(STATES)? == waits)).await?;
     logs.leave(&task_id, 0, Content::Bytes(b"late".into()));
     until_delivered(&service, 1, SOON).await?;
     assert_eq!(gunzipped(&logs.object(&by_id(&task_id)).await?)?, b"late");
@@ -247,7 +247,7 @@ async fn a_log_that_is_cut_off_is_fetched_again_and_never_there_in_part() -> Res
     }
     let store = store(&service);
     let cut = "SELECT COUNT(*) FROM attempt WHERE outcome = 'transient'";
-    wait::until("both are cut off", SOON, async || Ok(count(&store, cut).await? == 2)).await?;
+    wait::until("both are cut off", SOON, async || Ok(store.count(cut)? == 2)).await?;
     let calls = logs.calls();
     assert!(calls.iter().any(|call| call.contains("partNumber=1")), "{calls:?}");
     assert!(calls.iter().any(|call| call.starts_with("DELETE") && call.contains("uploadId=")), "{calls:?}");
@@ -282,7 +282,7 @@ async fn what_s3_answers_decides_what_becomes_of_a_log() -> Result<()> {
         logs.world.publish(&message).await?;
         let store = store(&service);
         let ended = wait::until_some(&format!("{fault:?} has an end"), SOON, async || {
-            let states = rows(&store, STATES).await?;
+            let states = store.rows(STATES)?;
             Ok(states
                 .get(number)
                 .filter(|state| !state.starts_with("pending") && !state.starts_with("claimed"))
@@ -293,7 +293,7 @@ async fn what_s3_answers_decides_what_becomes_of_a_log() -> Result<()> {
         assert!(ended.starts_with(expected), "{fault:?}: {ended}");
         assert_eq!(is_there, expected == "delivered", "{fault:?}");
     }
-    assert_eq!(count(&store(&service), "SELECT COUNT(*) FROM effect WHERE in_doubt > 0").await?, 0);
+    assert_eq!(store(&service).count("SELECT COUNT(*) FROM effect WHERE in_doubt > 0")?, 0);
     Ok(())
 }
 
@@ -308,7 +308,7 @@ async fn what_a_person_has_to_mend_suspends_the_bucket_and_kills_nothing() -> Re
         logs.world.publish(&message).await?;
         let store = store(&service);
         wait::until(&format!("{code} suspends it"), SOON, async || {
-            Ok(rows(&store, SUSPENDED).await?.concat().starts_with(code))
+            Ok(store.rows(SUSPENDED)?.concat().starts_with(code))
         })
         .await?;
         until_delivered(&service, 1, SOON).await
@@ -329,8 +329,8 @@ async fn wrong_keys_suspend_the_bucket_and_everything_goes_out_once_they_are_rig
     }
     let store = store(&service);
     wait::until("all wait", SOON, async || {
-        let waiting = count(&store, "SELECT COUNT(*) FROM effect WHERE state = 'pending' AND failures = 0").await?;
-        Ok(waiting == 3 && rows(&store, SUSPENDED).await? == ["InvalidAccessKeyId (403)"])
+        let waiting = store.count("SELECT COUNT(*) FROM effect WHERE state = 'pending' AND failures = 0")?;
+        Ok(waiting == 3 && store.rows(SUSPENDED)? == ["InvalidAccessKeyId (403)"])
     })
     .await?;
     assert!(!service.output().contains("AKIAWRONG"));
@@ -340,7 +340,7 @@ async fn wrong_keys_suspend_the_bucket_and_everything_goes_out_once_they_are_rig
     service.start_with(&[("AWS_ACCESS_KEY_ID", end_to_end::world::AWS_ACCESS_KEY_ID)])?;
     until_delivered(&service, 3, SOON).await?;
     assert_eq!(logs.aws.keys(BUCKET).await?.len(), 3);
-    wait::until("none is suspended", SOON, async || Ok(rows(&store, SUSPENDED).await?.is_empty())).await
+    wait::until("none is suspended", SOON, async || Ok(store.rows(SUSPENDED)?.is_empty())).await
 }
 
 #[tokio::test]
@@ -353,7 +353,7 @@ async fn a_bucket_that_takes_no_acls_says_what_to_set_and_takes_logs_once_it_is_
     logs.world.publish(&message).await?;
     let store = store(&service);
     wait::until("it is suspended with advice", SOON, async || {
-        Ok(rows(&store, SUSPENDED).await?.concat().starts_with("the bucket takes no ACLs: set S3_ACL=none"))
+        Ok(store.rows(SUSPENDED)?.concat().starts_with("the bucket takes no ACLs: set S3_ACL=none"))
     })
     .await?;
     assert_eq!(logs.aws.requests("s3")[0].header("x-amz-acl"), Some("public-read"));

@@ -1,12 +1,11 @@
 //! The store by itself, on a real database: who wins, what waits for what, and what may be taken over.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use end_to_end::wait;
+use end_to_end::{Database, wait};
 use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
 use pulse_notifier::grant::quota::{OverQuota, Quota};
 use pulse_notifier::intake::event::Delivery;
@@ -14,8 +13,7 @@ use pulse_notifier::store::{
     Basis, Binding, Claimed, Claimer, DeadDelivery, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store,
     Verdict, Withdrawn,
 };
-use sqlx::Connection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -30,7 +28,10 @@ struct Opened {
 
 impl Opened {
     async fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        Self::at(tempfile::tempdir()?).await
+    }
+
+    async fn at(folder: TempDir) -> Result<Self> {
         let store = Store::open(&format!("sqlite:{}/s.db", folder.path().display()), &TaskTracker::new()).await?;
         Ok(Self { store, folder })
     }
@@ -64,19 +65,12 @@ impl Opened {
     }
 
     /// As if the database had been away for longer than a lease.
-    async fn let_leases_lapse(&self) -> Result<()> {
-        self.change("UPDATE effect SET lease_ms = 0 WHERE state = 'claimed'").await
+    fn let_leases_lapse(&self) -> Result<()> {
+        self.database().change("UPDATE effect SET lease_ms = 0 WHERE state = 'claimed'")
     }
 
-    async fn connection(&self) -> Result<SqliteConnection> {
-        let options = SqliteConnectOptions::new().filename(self.folder.path().join("s.db"));
-        Ok(SqliteConnection::connect_with(&options).await?)
-    }
-
-    async fn change(&self, statement: &'static str) -> Result<()> {
-        let mut connection = self.connection().await?;
-        sqlx::query(statement).execute(&mut connection).await?;
-        Ok(connection.close().await?)
+    fn database(&self) -> Database {
+        Database::at(self.folder.path().join("s.db"))
     }
 }
 
@@ -193,11 +187,11 @@ async fn a_lapsed_claim_is_taken_over_in_doubt_but_never_from_an_attempt_that_st
     assert!(opened.claim("other").await?.is_empty(), "its lease holds");
     opened.keep_claims("other", &[]).await?;
     assert!(opened.claim("other").await?.is_empty(), "its lease still holds");
-    opened.let_leases_lapse().await?;
+    opened.let_leases_lapse()?;
     opened.keep_claims("me", &[mine.seq]).await?;
     opened.keep_claims("other", &[]).await?;
     assert!(opened.claim("other").await?.is_empty(), "it is being performed");
-    opened.let_leases_lapse().await?;
+    opened.let_leases_lapse()?;
     opened.keep_claims("other", &[]).await?;
     let taken_over = opened.claim("other").await?;
     let theirs = taken_over.first().context("taken over")?;
@@ -205,7 +199,7 @@ async fn a_lapsed_claim_is_taken_over_in_doubt_but_never_from_an_attempt_that_st
     // The receipt of the attempt that lost its claim changes nothing.
     opened.finish("me", mine, "permanent", Next::Dead).await?;
     opened.finish("other", theirs, "delivered", Next::Delivered).await?;
-    let state: String = sqlx::query_scalar("SELECT state FROM effect").fetch_one(opened.store.reader()).await?;
+    let state: String = opened.database().value("SELECT state FROM effect")?;
     assert_eq!(state, "delivered");
     Ok(())
 }
@@ -266,14 +260,14 @@ fn with_quota(mut settled: Settled, per_hour: u32, over: OverQuota) -> Settled {
 }
 
 /// How many effects are in each state, by the hours they are due after that in which they were made.
-async fn by_hour(opened: &Opened) -> Result<Vec<String>> {
+fn by_hour(opened: &Opened) -> Result<Vec<String>> {
     let by_hour = "SELECT state || ' +' || ((due_ms / 3600000) - (created_ms / 3600000)) || ' ' || COUNT(*) FROM effect \
                    GROUP BY state, (due_ms / 3600000) - (created_ms / 3600000) ORDER BY 1";
-    Ok(sqlx::query_scalar(by_hour).fetch_all(opened.store.reader()).await?)
+    opened.database().rows(by_hour)
 }
 
-async fn charged(opened: &Opened) -> Result<Vec<i64>> {
-    Ok(sqlx::query_scalar("SELECT effects FROM quota ORDER BY hour").fetch_all(opened.store.reader()).await?)
+fn charged(opened: &Opened) -> Result<Vec<i64>> {
+    opened.database().column("SELECT effects FROM quota ORDER BY hour")
 }
 
 /// What counts by the hour is tried within one hour: not when the next is about to begin.
@@ -292,24 +286,21 @@ async fn what_is_over_a_quota_is_due_in_the_next_hours_and_an_event_that_comes_t
     let seven = ["a@b.cd", "b@b.cd", "c@b.cd", "d@b.cd", "e@b.cd", "f@b.cd", "g@b.cd"];
     assert_eq!(opened.store.settle(event("one", &seven)).await?, Verdict::Won);
     assert_eq!(opened.store.settle(event("one", &seven)).await?, Verdict::Lost);
-    assert_eq!(by_hour(&opened).await?, ["pending +0 3", "pending +1 3", "pending +2 1"]);
-    assert_eq!(charged(&opened).await?, [3, 3, 1]);
+    assert_eq!(by_hour(&opened)?, ["pending +0 3", "pending +1 3", "pending +2 1"]);
+    assert_eq!(charged(&opened)?, [3, 3, 1]);
     // Many at once, in one group of writes or in several.
     let events: Vec<_> = (0..4).map(|number| event(&format!("more {number}"), &["a@b.cd"])).collect();
     for verdict in futures_util::future::join_all(events.into_iter().map(|event| opened.store.settle(event))).await {
         assert_eq!(verdict?, Verdict::Won);
     }
-    assert_eq!(charged(&opened).await?, [3, 3, 3, 2]);
+    assert_eq!(charged(&opened)?, [3, 3, 3, 2]);
     let claimed = opened.claim("one").await?;
     assert_eq!(claimed.len(), 3, "what is not due is not claimed");
     // Without a quota, nothing is charged.
     assert_eq!(opened.store.settle(settled("free", &seven)).await?, Verdict::Won);
-    assert_eq!(charged(&opened).await?, [3, 3, 3, 2]);
-    let why: Vec<String> =
-        sqlx::query_scalar("SELECT DISTINCT CAST(reason AS TEXT) FROM effect WHERE reason IS NOT NULL")
-            .fetch_all(opened.store.reader())
-            .await?;
-    assert_eq!(why, ["over quota: 3 an hour"]);
+    assert_eq!(charged(&opened)?, [3, 3, 3, 2]);
+    let why = "SELECT DISTINCT CAST(reason AS TEXT) FROM effect WHERE reason IS NOT NULL";
+    assert_eq!(opened.database().rows(why)?, ["over quota: 3 an hour"]);
     Ok(())
 }
 
@@ -320,12 +311,12 @@ async fn what_would_wait_for_three_days_expires_and_what_shall_not_wait_is_refus
     let to: Vec<_> = (0..80).map(|number| format!("{number}@b.cd")).collect();
     let to: Vec<&str> = to.iter().map(String::as_str).collect();
     opened.store.settle(with_quota(settled("waits", &to), 1, OverQuota::Wait)).await?;
-    let states = by_hour(&opened).await?;
+    let states = by_hour(&opened)?;
     assert_eq!((states.len(), states[0].as_str()), (73, "expired +0 8"));
     let opened = Opened::new().await?;
     opened.store.settle(with_quota(settled("refused", &to), 79, OverQuota::Refuse)).await?;
-    assert_eq!(by_hour(&opened).await?, ["pending +0 79", "refused +0 1"]);
-    assert_eq!(charged(&opened).await?, [79]);
+    assert_eq!(by_hour(&opened)?, ["pending +0 79", "refused +0 1"]);
+    assert_eq!(charged(&opened)?, [79]);
     Ok(())
 }
 
@@ -334,12 +325,12 @@ async fn hours_that_are_over_are_forgotten_with_what_is_old() -> Result<()> {
     let opened = Opened::new().await?;
     within_one_hour().await;
     opened.store.settle(with_quota(settled("one", &["a@b.cd", "b@b.cd"]), 1, OverQuota::Wait)).await?;
-    opened.change("UPDATE quota SET hour = hour - 1").await?;
+    opened.database().change("UPDATE quota SET hour = hour - 1")?;
     opened.store.prune(jiff::Timestamp::now()).await?;
     // The hour that was the next one is this one now.
-    assert_eq!(charged(&opened).await?, [1]);
+    assert_eq!(charged(&opened)?, [1]);
     opened.store.settle(with_quota(settled("two", &["a@b.cd"]), 2, OverQuota::Refuse)).await?;
-    assert_eq!(charged(&opened).await?, [2]);
+    assert_eq!(charged(&opened)?, [2]);
     Ok(())
 }
 
@@ -355,15 +346,15 @@ async fn what_waits_for_those_who_are_gone_is_ended_and_what_is_attempted_is_not
     }));
     assert_eq!(opened.store.withdraw(Arc::clone(&gone)).await?, 1);
     let states = "SELECT CAST(recipient AS TEXT) || ' ' || state || ' ' || in_doubt FROM effect ORDER BY 1";
-    let states = async || sqlx::query_scalar::<_, String>(states).fetch_all(opened.store.reader()).await;
-    assert_eq!(states().await?, ["a@b.cd claimed 0", "b@b.cd refused 0"]);
+    let states = || opened.database().rows(states);
+    assert_eq!(states()?, ["a@b.cd claimed 0", "b@b.cd refused 0"]);
     // An attempt that failed would be made again, and one whose courier is dead will never end.
     opened.finish("alive", &claimed[0], "transient", Next::Pending { due_ms: 0 }).await?;
     opened.store.settle(settled("three", &["c@b.cd"])).await?;
     assert_eq!(opened.claim("dead").await?.len(), 2);
-    opened.let_leases_lapse().await?;
+    opened.let_leases_lapse()?;
     assert_eq!(opened.store.withdraw(Arc::clone(&gone)).await?, 2);
-    assert_eq!(states().await?, ["a@b.cd refused 1", "b@b.cd refused 0", "c@b.cd refused 1"]);
+    assert_eq!(states()?, ["a@b.cd refused 1", "b@b.cd refused 0", "c@b.cd refused 1"]);
     assert_eq!(opened.store.withdraw(Arc::clone(&gone)).await?, 0);
     // Whoever is back when it is the database's turn loses nothing.
     opened.store.settle(settled("four", &["d@b.cd"])).await?;
@@ -415,7 +406,7 @@ async fn claims_that_begin_look_at_once_and_outlive_those_they_follow() -> Resul
     let claimed = opened.claim("me").await?;
     opened.finish("me", claimed.first().context("one")?, "transient", Next::Pending { due_ms: i64::MAX }).await?;
     assert!(opened.claim("me").await?.is_empty(), "it is not due");
-    opened.change("UPDATE effect SET due_ms = 0").await?;
+    opened.database().change("UPDATE effect SET due_ms = 0")?;
     let again = opened.claim("me").await?;
     assert_eq!(recipients(&again), ["a@b.cd"], "what time made due is not waited for");
     // As when an account changes.
@@ -434,19 +425,17 @@ async fn claims_that_begin_look_at_once_and_outlive_those_they_follow() -> Resul
 #[tokio::test]
 async fn of_a_group_only_what_the_engine_refuses_fails_and_the_rest_is_claimed() -> Result<()> {
     let opened = Opened::new().await?;
-    opened
-        .change(
-            "CREATE TRIGGER refuse BEFORE INSERT ON effect WHEN CAST(NEW.recipient AS TEXT) = 'bad@b.cd' \
+    opened.database().change(
+        "CREATE TRIGGER refuse BEFORE INSERT ON effect WHEN CAST(NEW.recipient AS TEXT) = 'bad@b.cd' \
              BEGIN SELECT RAISE(ABORT, 'as the test wished'); END",
-        )
-        .await?;
+    )?;
     let claimer = Claimer { owner: "me".into(), destination: DESTINATION.into(), slots: Arc::new(Semaphore::new(9)) };
     let mut claims = opened.store.claims(claimer).await?;
     // While the first one waits for the database, the others come together.
-    let mut lock = opened.connection().await?;
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut lock).await?;
+    let lock = opened.database().connect()?;
+    lock.execute_batch("BEGIN IMMEDIATE")?;
     let settle = |key: &'static str, to: &'static str| opened.store.settle(settled(key, &[to]));
-    let release = async { sqlx::query("ROLLBACK").execute(&mut lock).await };
+    let release = async { lock.execute_batch("ROLLBACK") };
     let (first, bad, good, released) =
         tokio::join!(settle("first", "a@b.cd"), settle("bad", "bad@b.cd"), settle("good", "good@b.cd"), release);
     released?;
@@ -489,9 +478,9 @@ async fn what_is_claimed_as_it_is_written_is_what_would_be_read_back() -> Result
     let told = |claimed: &Claimed| (claimed.effect.clone(), claimed.attempt, claimed.failures, claimed.in_doubt);
     let of = |claimed: &[Claimed]| claimed.iter().map(told).take(2).collect::<Vec<_>>();
     assert_eq!(of(&claimed), of(&read_back));
-    let attempts = "SELECT COUNT(*) FROM attempt WHERE ended_ms IS NULL AND owner = 'me' AND effect_seq IN (?, ?)";
-    let attempts = sqlx::query_scalar::<_, i64>(attempts).bind(claimed[0].seq).bind(claimed[1].seq);
-    assert_eq!(attempts.fetch_one(opened.store.reader()).await?, 2);
+    let attempted = "SELECT effect_seq FROM attempt WHERE ended_ms IS NULL AND owner = 'me' ORDER BY effect_seq";
+    let attempted: Vec<i64> = opened.database().column(attempted)?;
+    assert!(claimed.iter().all(|claimed| attempted.contains(&claimed.seq)), "{attempted:?}");
     opened.finish("me", &claimed[0], "delivered", Next::Delivered).await?;
     assert_eq!(recipients(&opened.claim("me").await?), ["a@b.cd", "c@b.cd"]);
     Ok(())
@@ -534,12 +523,43 @@ async fn what_was_committed_gets_into_the_file_long_before_the_log_is_full() -> 
 }
 
 #[tokio::test]
-async fn a_database_of_before_payloads_were_kept_apart_loses_nothing() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/migrations/sqlite");
-    let options = SqliteConnectOptions::new().filename(folder.path().join("s.db")).create_if_missing(true);
-    let mut connection = SqliteConnection::connect_with(&options).await?;
-    sqlx::migrate::Migrator::new(migrations).await?.run_to(2, &mut connection).await?;
+async fn a_database_of_before_loses_nothing() -> Result<()> {
+    // Which migrations were made was kept in a table once.
+    let in_a_table = "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, success BOOLEAN NOT NULL); \
+                      INSERT INTO _sqlx_migrations VALUES (1, TRUE), (2, TRUE)";
+    for said in [in_a_table, "PRAGMA user_version = 2"] {
+        let folder = tempfile::tempdir()?;
+        let database = Database::at(folder.path().join("s.db"));
+        std::fs::write(folder.path().join("s.db"), "")?;
+        database.change(include_str!("../../runtime/migrations/sqlite/0001_first.sql"))?;
+        database.change(include_str!("../../runtime/migrations/sqlite/0002_followers.sql"))?;
+        database.change(said)?;
+        let email = filled(&database.connect()?)?;
+        for _ in 0..2 {
+            Store::open(&format!("sqlite:{}/s.db", folder.path().display()), &TaskTracker::new()).await?;
+        }
+        let opened = Opened::at(folder).await?;
+        assert_eq!(database.count("SELECT COUNT(*) FROM sqlite_schema WHERE name = '_sqlx_migrations'")?, 0);
+        assert_eq!(database.count("PRAGMA user_version")?, 3);
+        let claimed = opened.claim("me").await?;
+        assert_eq!(recipients(&claimed), ["a@b.cd", "b@b.cd"]);
+        let content = |to: &str| Effect::Email(Email { recipient: to.into(), ..email.clone() });
+        assert_eq!(
+            claimed.iter().map(|claimed| (claimed.seq, claimed.attempt, claimed.effect.clone())).collect::<Vec<_>>(),
+            [(7, 2, content("a@b.cd")), (9, 2, content("b@b.cd"))]
+        );
+        let attempts = "SELECT effect_seq || ' ' || number || ' ' || owner FROM attempt ORDER BY 1";
+        assert_eq!(database.rows(attempts)?, ["7 2 me", "9 1 before", "9 2 me"]);
+        database.change("PRAGMA foreign_keys = ON; DELETE FROM event")?;
+        let left =
+            "SELECT (SELECT COUNT(*) FROM effect) + (SELECT COUNT(*) FROM attempt) + (SELECT COUNT(*) FROM payload)";
+        assert_eq!(database.count(left)?, 0, "nothing outlives its event");
+    }
+    Ok(())
+}
+
+/// Fills a database of before payloads were kept apart: with an event, a plugin's call, a mail to two and an attempt.
+fn filled(connection: &Connection) -> Result<Email> {
     let email = Email {
         account: "smtp".into(),
         recipient: "a@b.cd".into(),
@@ -549,51 +569,57 @@ async fn a_database_of_before_payloads_were_kept_apart_loses_nothing() -> Result
         html: None,
         thread: None,
     };
-    sqlx::raw_sql(
+    connection.execute_batch(
         "INSERT INTO event (id, key, tenant, status, task_id, delivery, received_ms, state) \
          VALUES (1, x'01', 'default', 'failed', 'task', x'7b7d', 0, 'planned'); \
          INSERT INTO invocation (id, event_id, tenant, generation, identity, plugin, digest, state, cpu_us, memory_max) \
          VALUES (1, 1, 'default', 0, 'default', 'smtp', zeroblob(32), 'done', 0, 0)",
-    )
-    .execute(&mut connection)
-    .await?;
+    )?;
     let insert = "INSERT INTO effect (seq, id, invocation_id, call, copy_of, tenant, plugin, destination, recipient, \
-         payload, created_ms, state, due_ms, attempt) VALUES (?1, ?2, 1, zeroblob(32), ?3, 'default', 'smtp', ?4, ?5, ?6, \
-         1, 'pending', 1, 1)";
+                  payload, created_ms, state, due_ms, attempt) \
+                  VALUES (?, ?, 1, zeroblob(32), ?, 'default', 'smtp', ?, ?, ?, 1, 'pending', 1, 1)";
     let first = vec![1; 32];
     for (seq, id, copy_of, to) in [(7, first.clone(), None, "a@b.cd"), (9, vec![2; 32], Some(first), "b@b.cd")] {
         let payload = copy_of.is_none().then(|| serde_json::to_vec(&Effect::Email(email.clone()))).transpose()?;
-        sqlx::query(insert)
-            .bind(seq)
-            .bind(id)
-            .bind(copy_of)
-            .bind(DESTINATION)
-            .bind(to.as_bytes())
-            .bind(payload)
-            .execute(&mut connection)
-            .await?;
+        connection.execute(insert, (seq, id, copy_of, DESTINATION, to.as_bytes(), payload))?;
     }
-    let attempt = "INSERT INTO attempt (effect_seq, number, owner, started_ms) VALUES (9, 1, 'before', 1)";
-    sqlx::query(attempt).execute(&mut connection).await?;
-    connection.close().await?;
-    let store = Store::open(&format!("sqlite:{}/s.db", folder.path().display()), &TaskTracker::new()).await?;
-    let opened = Opened { store, folder };
-    let claimed = opened.claim("me").await?;
-    assert_eq!(recipients(&claimed), ["a@b.cd", "b@b.cd"]);
-    let content = |to: &str| Effect::Email(Email { recipient: to.into(), ..email.clone() });
-    assert_eq!(
-        claimed.iter().map(|claimed| (claimed.seq, claimed.attempt, claimed.effect.clone())).collect::<Vec<_>>(),
-        [(7, 2, content("a@b.cd")), (9, 2, content("b@b.cd"))]
-    );
-    let attempts = "SELECT group_concat(effect_seq || ' ' || number || ' ' || owner, ', ') FROM attempt";
-    let attempts: String = sqlx::query_scalar(attempts).fetch_one(opened.store.reader()).await?;
-    assert_eq!(attempts, "7 2 me, 9 1 before, 9 2 me");
-    opened.change("PRAGMA foreign_keys = ON; DELETE FROM event").await?;
-    let left = "SELECT (SELECT COUNT(*) FROM effect) + (SELECT COUNT(*) FROM attempt) + (SELECT COUNT(*) FROM payload)";
-    assert_eq!(
-        sqlx::query_scalar::<_, i64>(left).fetch_one(opened.store.reader()).await?,
-        0,
-        "nothing outlives its event"
-    );
+    connection.execute("INSERT INTO attempt (effect_seq, number, owner, started_ms) VALUES (9, 1, 'before', 1)", ())?;
+    Ok(email)
+}
+
+#[tokio::test]
+async fn a_database_of_a_later_version_is_left_alone() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened.database().change("PRAGMA user_version = 99")?;
+    let refused = Opened::at(opened.folder).await.err().context("refused")?.to_string();
+    assert!(refused.contains("a later version made it: its schema is 99, the latest known here is 3"), "{refused}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_that_is_damaged_keeps_nobody_else_from_writing() -> Result<()> {
+    let opened = Opened::new().await?;
+    let mut event = settled("one", &["a@b.cd"]);
+    if let Fate::Planned(invocations) = &mut event.fate {
+        invocations[0].outcome = Outcome::Retry { due_ms: 0, reason: "later".into() };
+    }
+    opened.store.settle(event).await?;
+    opened.database().change("UPDATE invocation SET identity = CAST(x'ff' AS TEXT)")?;
+    let due = opened.store.due_retries(Room { tenants: vec!["default".into()], each: 9 });
+    let other = opened.store.settle(settled("two", &["b@b.cd"]));
+    let (due, other) = tokio::join!(due, other);
+    assert!(due.err().context("refused")?.to_string().contains("utf-8"));
+    assert_eq!(other?, Verdict::Won);
+    Ok(())
+}
+
+#[tokio::test]
+async fn those_who_make_a_database_at_the_same_time_all_have_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let address = format!("sqlite:{}/s.db", folder.path().display());
+    let tracker = TaskTracker::new();
+    for opened in futures_util::future::join_all((0..8).map(|_| Store::open(&address, &tracker))).await {
+        opened?.unfinished().await?;
+    }
     Ok(())
 }

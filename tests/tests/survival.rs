@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use end_to_end::world::{count, definition, failure, mail_to, rows, store};
+use end_to_end::world::{definition, failure, mail_to, store};
 use end_to_end::{Broker, Message, Service, World, wait};
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -43,8 +43,8 @@ async fn everything_arrives(world: &World, service: &Service, published: u32) ->
     assert_eq!(accepted(world)?.into_keys().collect::<BTreeSet<_>>(), expected);
     let store = store(service);
     let open = "SELECT COUNT(*) FROM effect WHERE state <> 'delivered'";
-    wait::until("every effect is delivered", SOON, async || Ok(count(&store, open).await? == 0)).await?;
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM effect").await?, i64::from(published));
+    wait::until("every effect is delivered", SOON, async || Ok(store.count(open)? == 0)).await?;
+    assert_eq!(store.count("SELECT COUNT(*) FROM effect")?, i64::from(published));
     world.queue_is_empty().await
 }
 
@@ -52,7 +52,7 @@ async fn everything_arrives(world: &World, service: &Service, published: u32) ->
 async fn twice_and_flagged(world: &World, service: &Service) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     let twice = accepted(world)?.into_iter().filter(|(_, times)| *times > 1).map(|(address, _)| address).collect();
     let flagged = "SELECT CAST(recipient AS TEXT) FROM effect WHERE in_doubt > 0";
-    Ok((twice, rows(&store(service), flagged).await?.into_iter().collect()))
+    Ok((twice, store(service).rows(flagged)?.into_iter().collect()))
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn told_to_stop_under_load_it_finishes_what_it_has_in_hand_and_nothing_com
     let status = service.wait_exit(Duration::from_secs(30)).await?;
     assert_eq!(status.code(), Some(0));
     let held = "SELECT COUNT(*) FROM effect WHERE state = 'claimed'";
-    assert_eq!(count(&store(&service), held).await?, 0, "what was begun was finished");
+    assert_eq!(store(&service).count(held)?, 0, "what was begun was finished");
     service.start()?;
     everything_arrives(&world, &service, ALL).await?;
     let (twice, flagged) = twice_and_flagged(&world, &service).await?;
@@ -167,14 +167,12 @@ async fn a_full_or_locked_database_stops_consuming_and_loses_nothing() -> Result
     let world = world(Broker::shared().await?).await?;
     let mut service = world.running(&["smtp"]).await?;
     // Another process takes the database for itself, for longer than the service waits for it.
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(service.directory().join("pulse-notifier.db"));
-    let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-    let lock = pool.begin_with("BEGIN EXCLUSIVE").await?;
+    let lock = store(&service).connect()?;
+    lock.execute_batch("BEGIN EXCLUSIVE")?;
     world.vhost.publisher().await?.publish_many(messages(0..500)).await?;
     service.wait_for_output("database unavailable", LONG).await?;
     let depth = world.vhost.depth(&world.queue()).await?.context("the queue")?;
     assert_eq!(depth.ready + depth.unacked, 500, "nothing is acked");
-    lock.rollback().await?;
-    pool.close().await;
+    drop(lock);
     everything_arrives(&world, &service, 500).await
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use end_to_end::stamped::{GONE, LIVE, REFUSED, Running, SOON, address, file, lines, put, said, stamp, version, world};
-use end_to_end::world::{count, failure, store};
+use end_to_end::world::{failure, store};
 use end_to_end::{guest, wait};
 
 const LONG: Duration = Duration::from_secs(240);
@@ -41,7 +41,7 @@ async fn swap_under_load(swaps: u32, versions: u32) -> Result<()> {
             publisher.publish_many([failure(number).1]).await?;
             // A few are always on their way.
             wait::until("it is taken in", SOON, async || {
-                Ok(count(&store, "SELECT COUNT(*) FROM invocation").await? + 8 > number.into())
+                Ok(store.count("SELECT COUNT(*) FROM invocation")? + 8 > number.into())
             })
             .await?;
         }
@@ -63,10 +63,10 @@ async fn swap_under_load(swaps: u32, versions: u32) -> Result<()> {
     let mails = world.smtp.wait_for_mails(published, LONG).await?;
     world.queue_is_empty().await?;
     let open = "SELECT COUNT(*) FROM effect WHERE state <> 'delivered'";
-    wait::until("every effect is delivered", SOON, async || Ok(count(&store, open).await? == 0)).await?;
+    wait::until("every effect is delivered", SOON, async || Ok(store.count(open)? == 0)).await?;
     assert_eq!(world.smtp.mails()?.len(), published, "none is doubled");
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM invocation WHERE state = 'done'").await?, published as i64);
-    assert_eq!(count(&store, "SELECT COUNT(*) FROM invocation").await?, published as i64);
+    assert_eq!(store.count("SELECT COUNT(*) FROM invocation WHERE state = 'done'")?, published as i64);
+    assert_eq!(store.count("SELECT COUNT(*) FROM invocation")?, published as i64);
     let mut seen = BTreeSet::new();
     let mails: BTreeMap<_, _> = mails.into_iter().map(|mail| (mail.to.concat(), mail)).collect();
     for (number, live_before) in live_before.into_iter().enumerate() {
@@ -78,7 +78,7 @@ async fn swap_under_load(swaps: u32, versions: u32) -> Result<()> {
         seen.insert(subject);
     }
     assert!(seen.len() > swaps.min(versions) as usize / 2, "events came all the time: {seen:?}");
-    let digests = count(&store, "SELECT COUNT(DISTINCT digest) FROM invocation").await?;
+    let digests = store.count("SELECT COUNT(DISTINCT digest) FROM invocation")?;
     assert_eq!(digests as usize, seen.len(), "the store says which version ran");
     let mut ms: Vec<_> = lines(&running.service, LIVE).iter().filter_map(|line| line["ms"].as_u64()).collect();
     ms.sort_unstable();

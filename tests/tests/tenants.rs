@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use end_to_end::tenants::{lines, put_tenant, readiness, remove_tenant, tenant_file};
-use end_to_end::world::{count, mail_to, rows, store};
+use end_to_end::world::{mail_to, store};
 use end_to_end::{Answer, Behaviour, Broker, Mode, Phase, Service, SmtpServer, World, wait};
 use serde_json::{Value, json};
 
@@ -75,6 +75,56 @@ async fn each_tenant_has_its_own_queue_and_mails_its_own_recipients_alone() -> R
     let mut to: Vec<_> = world.smtp.wait_for_mails(2, SOON).await?.iter().map(|mail| mail.to.concat()).collect();
     to.sort();
     assert_eq!(to, ["a@blue.example.com", "a@red.example.com"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn in_company_a_tenant_has_twelve_events_in_hand_and_its_neighbour_waits_for_none_of_them() -> Result<()> {
+    let world = world().await?;
+    let _service = running(&world, &["red", "blue"]).await?;
+    let mut stuck = Vec::new();
+    for number in 0..40 {
+        tell(&world, "blue", &number.to_string()).await?;
+        let (task_id, message) = world.failed_task_of("red", &mail_to("a@red.example.com"));
+        world.taskcluster.answer(&task_id, Answer::Hang);
+        world.publish(&message).await?;
+        stuck.push(task_id);
+    }
+    let in_hand = || stuck.iter().filter(|task_id| world.taskcluster.requests(task_id) > 0).count();
+    wait::until("red has its hands full", SOON, async || Ok(in_hand() >= 12)).await?;
+    for number in 0..40 {
+        told(&world, &format!("{number}@blue.example.com")).await?;
+    }
+    tell(&world, "blue", "last").await?;
+    told(&world, "last@blue.example.com").await?;
+    assert_eq!(in_hand(), 12);
+    Ok(())
+}
+
+#[tokio::test]
+async fn in_company_a_tenant_has_a_pace_of_its_own() -> Result<()> {
+    const EVENTS: u32 = 1_000;
+    let world = world().await?;
+    let service = running(&world, &["red", "blue"]).await?;
+    tell(&world, "blue", "first").await?;
+    told(&world, "first@blue.example.com").await?;
+    let section = mail_to("a@red.example.com");
+    let messages: Vec<_> = (0..EVENTS).map(|_| world.failed_task_of("red", &section).1).collect();
+    let began = Instant::now();
+    world.vhost.publisher().await?.publish_many(messages).await?;
+    let store = store(&service);
+    let mut number = 0;
+    wait::until("all of red's ran", SOON, async || {
+        // Blue is there all the time.
+        number += 1;
+        tell(&world, "blue", &number.to_string()).await?;
+        Ok(store.count("SELECT COUNT(*) FROM invocation WHERE tenant = 'red'")? == i64::from(EVENTS))
+    })
+    .await?;
+    // 200 a second for each processor, and what it had not used before.
+    let processors = u32::try_from(std::thread::available_parallelism()?.get())?;
+    let at_least = Duration::from_millis(5) * EVENTS / processors - Duration::from_millis(100);
+    assert!(began.elapsed() >= at_least, "{:?}, and not {at_least:?}", began.elapsed());
     Ok(())
 }
 
@@ -219,7 +269,7 @@ async fn leave_waiting(world: &World, service: &Service) -> Result<()> {
                    + (SELECT COUNT(*) FROM invocation WHERE state = 'retry') \
                    + (SELECT COUNT(*) FROM event WHERE state = 'deferred')";
     let store = store(service);
-    wait::until("all wait", SOON, async || Ok(count(&store, waiting).await? == 3)).await
+    wait::until("all wait", SOON, async || Ok(store.count(waiting)? == 3)).await
 }
 
 async fn nothing_waits_any_more(service: &Service) -> Result<()> {
@@ -230,7 +280,7 @@ async fn nothing_waits_any_more(service: &Service) -> Result<()> {
     let expected =
         ["effect refused: tenant removed", "event dead: tenant removed", "invocation refused: tenant removed"];
     let store = store(service);
-    wait::until("all are ended", SOON, async || Ok(rows(&store, states).await? == expected)).await
+    wait::until("all are ended", SOON, async || Ok(store.rows(states)? == expected)).await
 }
 
 /// A tenant that also has the plugin that asks to be run again.
@@ -288,12 +338,12 @@ async fn an_attempt_under_way_is_finished_although_its_tenant_went() -> Result<(
     tell(&world, "red", "slow").await?;
     let store = store(&service);
     let claimed = "SELECT COUNT(*) FROM effect WHERE state = 'claimed'";
-    wait::until("it is under way", SOON, async || Ok(count(&store, claimed).await? == 1)).await?;
+    wait::until("it is under way", SOON, async || Ok(store.count(claimed)? == 1)).await?;
     remove_tenant(&service, "red")?;
     consuming(&service, &[]).await?;
     let states = "SELECT state || ' ' || attempt FROM effect";
-    wait::until("it has ended", SOON, async || Ok(count(&store, claimed).await? == 0)).await?;
-    assert_eq!(rows(&store, states).await?, ["delivered 1"]);
+    wait::until("it has ended", SOON, async || Ok(store.count(claimed)? == 0)).await?;
+    assert_eq!(store.rows(states)?, ["delivered 1"]);
     assert_eq!(world.smtp.mails()?.len(), 1);
     Ok(())
 }
@@ -321,17 +371,15 @@ async fn an_account_that_changes_has_what_waits_for_it_and_one_that_goes_has_it_
     other.behave_for("busy@red.example.com", Behaviour::Reply("451 later".into()))?;
     tell(&world, "red", "busy").await?;
     let waits = "SELECT COUNT(*) FROM effect WHERE state = 'pending' AND failures > 0";
-    wait::until("one waits", SOON, async || Ok(count(&store, waits).await? == 1)).await?;
+    wait::until("one waits", SOON, async || Ok(store.count(waits)? == 1)).await?;
     put_tenant(
         &service,
         "red",
         &elsewhere.replace("[accounts.mail]", "[accounts.post]").replace("account = \"mail\"", "account = \"post\""),
     )?;
     let refused = "SELECT CAST(recipient AS TEXT) || ' ' || CAST(reason AS TEXT) FROM effect WHERE state = 'refused'";
-    wait::until("it is refused", SOON, async || {
-        Ok(rows(&store, refused).await? == ["busy@red.example.com account removed"])
-    })
-    .await?;
+    wait::until("it is refused", SOON, async || Ok(store.rows(refused)? == ["busy@red.example.com account removed"]))
+        .await?;
     tell(&world, "red", "b").await?;
     wait::until("by the other account", SOON, async || {
         Ok(other.mails()?.iter().any(|mail| mail.to == ["b@red.example.com"]))
@@ -360,7 +408,7 @@ async fn bindings_that_change_are_made_and_taken_back_and_no_event_is_lost() -> 
     world.publish(&crimson).await?;
     told(&world, "a@red.example.com").await?;
     let planned = "SELECT COUNT(*) FROM event WHERE state = 'planned'";
-    wait::until("every event is planned", SOON, async || Ok(count(&store, planned).await? == 51)).await?;
+    wait::until("every event is planned", SOON, async || Ok(store.count(planned)? == 51)).await?;
     let depth = world.vhost.depth(&world.queue_of("red")).await?.context("the queue")?;
     assert_eq!((depth.ready, depth.unacked, depth.consumers), (0, 0, 1));
     Ok(())
@@ -384,7 +432,7 @@ async fn a_plugin_whose_grant_no_longer_covers_it_is_refused_until_it_does_again
     tell(&world, "red", "a").await?;
     let states = "SELECT plugin || ' ' || state || ' ' || CAST(reason AS TEXT) FROM invocation";
     wait::until("its invocation is refused", SOON, async || {
-        Ok(rows(&store, states).await? == ["smtp refused no version of the plugin is live"])
+        Ok(store.rows(states)? == ["smtp refused no version of the plugin is live"])
     })
     .await?;
     // Nor does it keep anybody from starting.
@@ -416,7 +464,7 @@ async fn a_plugin_on_every_event_is_told_of_what_no_task_wants_said() -> Result<
     let (task_id, message) = world.failed_task_of("red", &json!({}));
     world.taskcluster.define(&task_id, json!({"metadata": {"name": "a task that says nothing"}}));
     world.publish(&message).await?;
-    wait::until("it was told", SOON, async || Ok(rows(&store, states).await? == ["default smtp done"])).await?;
+    wait::until("it was told", SOON, async || Ok(store.rows(states)? == ["default smtp done"])).await?;
     world.publish(&world.failed_task_of("red", &json!({"emails": ["a@red.example.com"]})).1).await?;
     told(&world, "a@red.example.com").await?;
     // It is on every event no longer.
@@ -453,11 +501,11 @@ async fn what_is_over_a_plugins_quota_is_sent_later_or_refused_and_no_other_tena
     let store = store(&service);
     let states = "SELECT tenant || ' ' || state || ' ' || COUNT(*) FROM effect GROUP BY tenant, state ORDER BY 1";
     let expected = ["blue delivered 4", "green delivered 2", "green refused 2", "red delivered 2", "red pending 2"];
-    let all = async || Ok(rows(&store, states).await? == expected);
+    let all = async || Ok(store.rows(states)? == expected);
     wait::until("each has had its share", SOON, all).await?;
     let why = "SELECT DISTINCT tenant || ' ' || CAST(reason AS TEXT) || ' ' || (due_ms % 3600000 = 0) FROM effect \
                WHERE state IN ('pending', 'refused') ORDER BY 1";
-    let due_with_the_hour = rows(&store, why).await?;
+    let due_with_the_hour = store.rows(why)?;
     assert!(due_with_the_hour.contains(&"red over quota: 2 an hour 1".to_owned()), "{due_with_the_hour:?}");
     assert!(
         due_with_the_hour.iter().any(|why| why.starts_with("green over quota: 2 an hour")),

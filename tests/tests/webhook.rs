@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aws_lc_rs::hmac;
-use end_to_end::world::{count, rows, store};
+use end_to_end::world::store;
 use end_to_end::{Broker, Reply, Request, Service, WebhookReceiver, World, wait};
 use pulse_notifier::config::{Secret, WebhookAccount};
 use pulse_notifier::courier::Receipt;
@@ -97,12 +97,12 @@ impl Place {
 
 async fn all_delivered(service: &Service, expected: i64) -> Result<()> {
     let store = store(service);
-    wait::until("all is delivered", SOON, async || Ok(count(&store, DELIVERED).await? == expected)).await
+    wait::until("all is delivered", SOON, async || Ok(store.count(DELIVERED)? == expected)).await
 }
 
 async fn ended(service: &Service) -> Result<String> {
     let store = store(service);
-    wait::until_some("it has ended", SOON, async || Ok(rows(&store, ENDED).await?.pop())).await
+    wait::until_some("it has ended", SOON, async || Ok(store.rows(ENDED)?.pop())).await
 }
 
 /// As a receiver would check it: the signature is ours, over the time and the body.
@@ -128,7 +128,7 @@ async fn a_receiver_is_told_once_with_a_key_and_a_signature_and_nobody_else_sees
     all_delivered(&service, 1).await?;
     let [post] = &posts[..] else { anyhow::bail!("{} posts", posts.len()) };
     assert!(post.head.starts_with(&format!("POST /{PATH} HTTP/1.1\r\n")), "{}", post.head);
-    let id = rows(&store(&service), "SELECT lower(hex(id)) FROM effect").await?;
+    let id = store(&service).rows("SELECT lower(hex(id)) FROM effect")?;
     assert_eq!(post.header("idempotency-key"), id.first().map(String::as_str));
     assert_eq!(post.header("x-pulse-notifier-effect"), post.header("idempotency-key"));
     assert_eq!(post.header("authorization"), Some(format!("Bearer {TOKEN}").as_str()));
@@ -137,7 +137,7 @@ async fn a_receiver_is_told_once_with_a_key_and_a_signature_and_nobody_else_sees
     let said: Value = serde_json::from_slice(&post.body)?;
     assert_eq!(said["text"], "&lt;!channel&gt; It failed");
     assert!(said["attachments"][0]["text"].as_str().is_some_and(|text| text.starts_with(&task_id)), "{said}");
-    assert_eq!(rows(&store(&service), HISTORY).await?, ["1 delivered: 200 OK"]);
+    assert_eq!(store(&service).rows(HISTORY)?, ["1 delivered: 200 OK"]);
     service.tells_no_secret(&SECRETS)
 }
 
@@ -152,7 +152,7 @@ async fn a_receiver_in_trouble_is_told_again_with_the_same_key() -> Result<()> {
     assert_eq!(place.receiver.posts().len(), 2);
     let [first, second] = &posts[..] else { anyhow::bail!("{} posts", posts.len()) };
     assert_eq!(first.header("idempotency-key"), second.header("idempotency-key"));
-    let history = rows(&store(&service), HISTORY).await?;
+    let history = store(&service).rows(HISTORY)?;
     assert_eq!(history, ["1 transient: 500 Internal Server Error: on its tea break", "2 delivered: 200 OK"]);
     service.tells_no_secret(&SECRETS)
 }
@@ -171,7 +171,7 @@ async fn what_a_receiver_turns_down_is_dead_and_says_why_without_a_secret() -> R
         place.receiver.reply(reply);
         place.failed().await?;
         wait::until("another is dead", SOON, async || {
-            Ok(rows(&store, ENDED).await?.iter().filter(|row| *row == "dead 400 Bad Request").count() == expected)
+            Ok(store.rows(ENDED)?.iter().filter(|row| *row == "dead 400 Bad Request").count() == expected)
         })
         .await?;
     }
@@ -189,7 +189,7 @@ async fn a_wrong_secret_suspends_the_receiver_until_the_right_one_is_there() -> 
     let mut service = place.running(&place.url(), "private = true").await?;
     place.failed().await?;
     let store = store(&service);
-    let suspended = async || Ok(rows(&store, SUSPENDED).await?.pop());
+    let suspended = async || Ok(store.rows(SUSPENDED)?.pop());
     let reason = wait::until_some("the receiver is suspended", SOON, suspended).await?;
     assert_eq!(reason, "webhook/one.hooks: 401 Unauthorized");
     place.failed().await?;
@@ -201,7 +201,7 @@ async fn a_wrong_secret_suspends_the_receiver_until_the_right_one_is_there() -> 
     let posts = place.receiver.posts();
     let mended = posts.iter().filter(|post| post.header("authorization") == Some("Bearer mended"));
     assert!(mended.count() >= 2, "{posts:?}");
-    assert!(rows(&store, SUSPENDED).await?.is_empty());
+    assert!(store.rows(SUSPENDED)?.is_empty());
     Ok(())
 }
 
@@ -211,7 +211,7 @@ async fn a_name_that_leads_to_this_machine_is_not_connected_to_unless_the_operat
     let service = place.running(&place.url(), "").await?;
     place.failed().await?;
     let store = store(&service);
-    let suspended = async || Ok(rows(&store, SUSPENDED).await?.pop());
+    let suspended = async || Ok(store.rows(SUSPENDED)?.pop());
     let reason = wait::until_some("the receiver is suspended", SOON, suspended).await?;
     assert!(reason.contains("it has no address out in the world: set private = true"), "{reason}");
     assert!(place.receiver.posts().is_empty());
@@ -246,7 +246,7 @@ async fn a_task_that_names_addresses_reaches_what_is_granted_and_nothing_near_us
     let section = json!({"plugins": ["poster"], "message": urls.join("\n")});
     world.publish(&world.failed_task_of("one", &section).1).await?;
     let store = store(&service);
-    let ended = async || Ok(Some(rows(&store, ENDED).await?).filter(|rows| rows.len() == 2));
+    let ended = async || Ok(Some(store.rows(ENDED)?).filter(|rows| rows.len() == 2));
     let mut states = wait::until_some("both effects have ended", SOON, ended).await?;
     states.sort();
     assert_eq!(states, ["dead it has no address out in the world", "delivered 200 OK"]);

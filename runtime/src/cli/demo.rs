@@ -9,14 +9,13 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
-use sqlx::Row;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::run::Signals;
 use super::{PluginErrors, render};
 use crate::config::{Environment, default_plugins, default_root};
-use crate::effect::{Effect, destination};
+use crate::effect::{EffectId, destination};
 use crate::grant::{EmailGrant, Grant, IrcGrant, Pattern};
 use crate::intake::source::{Received, Settler, ndjson};
 use crate::intake::task::{MemoryTasks, Tasks};
@@ -24,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::registry::{Compiler, Registry};
 use crate::sandbox::Sandbox;
 use crate::service::{IntakeParts, Parts, Service, Wanted};
-use crate::store::Store;
+use crate::store::{Ended, Store};
 use crate::taskcluster::Taskcluster;
 use crate::tenant::{PluginTerms, Queue, QueueKind, Tenant};
 use crate::timing::Timing;
@@ -140,7 +139,7 @@ async fn until_idle(
     arguments: &Arguments,
     service: &Service,
     inlet: mpsc::Sender<Received>,
-    shown: &mut BTreeSet<Vec<u8>>,
+    shown: &mut BTreeSet<EffectId>,
 ) -> anyhow::Result<()> {
     let mut feeding = pin!(async move { feed(arguments, service, &inlet).await });
     loop {
@@ -161,7 +160,7 @@ async fn for_ever(
     arguments: &Arguments,
     service: &Service,
     inlet: mpsc::Sender<Received>,
-    shown: &mut BTreeSet<Vec<u8>>,
+    shown: &mut BTreeSet<EffectId>,
 ) -> anyhow::Result<()> {
     feed(arguments, service, &inlet).await?;
     let Some(Tasks::Memory(tasks)) = service.tasks() else { return Ok(()) };
@@ -182,32 +181,19 @@ async fn for_ever(
 }
 
 /// Shows the effects that have come to an end and were not shown yet, in the order of their events.
-async fn show(store: &Store, json: bool, shown: &mut BTreeSet<Vec<u8>>) -> anyhow::Result<()> {
-    let rows = sqlx::query(
-        "SELECT f.id, f.tenant, f.plugin, f.state, f.reason, f.recipient, f.content, e.task_id, e.status FROM whole_effect f \
-         JOIN invocation i ON i.id = f.invocation_id JOIN event e ON e.id = i.event_id \
-         WHERE f.state NOT IN ('pending', 'claimed') ORDER BY e.received_ms, e.task_id, i.id, f.id",
-    )
-    .fetch_all(store.reader())
-    .await?;
-    for row in rows {
-        if !shown.insert(row.try_get("id")?) {
+async fn show(store: &Store, json: bool, shown: &mut BTreeSet<EffectId>) -> anyhow::Result<()> {
+    for Ended { id, tenant, plugin, task_id, status, state, reason, effect } in store.ended().await? {
+        if !shown.insert(id) {
             continue;
         }
-        let effect = Effect::from_payload(row.try_get("content")?, row.try_get("recipient")?)?;
-        let state: String = row.try_get("state")?;
         if json {
-            let text = |column: &str| row.try_get::<String, _>(column);
             let shown = json!({
-                "tenant": text("tenant")?, "plugin": text("plugin")?, "capability": effect.capability(),
-                "task_id": text("task_id")?, "status": text("status")?, "state": state, "payload": effect,
+                "tenant": tenant, "plugin": plugin, "capability": effect.capability(),
+                "task_id": task_id, "status": status, "state": state, "payload": effect,
             });
             say!("{}", render::json(&shown));
         } else {
-            let reason: Option<Vec<u8>> = row.try_get("reason")?;
-            let reason = String::from_utf8_lossy(&reason.unwrap_or_default()).into_owned();
             let why_not = (state != "delivered").then_some(reason.as_str());
-            let status: String = row.try_get("status")?;
             say!("{}", render::effect(&status, &state, why_not, &effect));
         }
     }

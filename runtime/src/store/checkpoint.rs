@@ -1,22 +1,22 @@
 //! Copies what was committed from the log into the file, beside the writer: the log can begin anew only when all of it
 //! was copied, and the writer, which sees to that, is left with little to copy while everybody waits for it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use sqlx::SqliteConnection;
-use tokio::sync::mpsc;
+use rusqlite::Connection;
 
 use super::sqlite;
 
 /// Counts what is written, and says when a checkpoint is due.
 pub(super) struct Checkpoints {
-    due: mpsc::Sender<()>,
+    due: SyncSender<()>,
     bytes: usize,
 }
 
 impl Checkpoints {
-    pub(super) fn new() -> (Self, mpsc::Receiver<()>) {
-        let (due, dues) = mpsc::channel(1);
+    pub(super) fn new() -> (Self, Receiver<()>) {
+        let (due, dues) = sync_channel(1);
         (Self { due, bytes: 0 }, dues)
     }
 
@@ -32,22 +32,22 @@ impl Checkpoints {
 }
 
 /// Makes one whenever it is due, until nobody can say so any more. Where that fails, the writer has more to do.
-pub(super) async fn run(path: PathBuf, mut dues: mpsc::Receiver<()>) {
+pub(super) fn run(path: &Path, dues: &Receiver<()>) {
     let mut connection = None;
-    while dues.recv().await.is_some() {
-        if let Err(error) = checkpoint(&path, &mut connection).await {
+    while dues.recv().is_ok() {
+        if let Err(error) = checkpoint(path, &mut connection) {
             tracing::debug!(%error, "checkpoint");
             connection = None;
         }
     }
 }
 
-async fn checkpoint(path: &Path, connection: &mut Option<SqliteConnection>) -> Result<(), sqlx::Error> {
+fn checkpoint(path: &Path, connection: &mut Option<Connection>) -> rusqlite::Result<()> {
     let connection = match connection {
         Some(connection) => connection,
-        None => connection.insert(sqlite::connect(path).await?),
+        None => connection.insert(sqlite::connect(path)?),
     };
-    sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(connection).await.map(drop)
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
 }
 
 const EVERY_BYTES: usize = 4 << 20;

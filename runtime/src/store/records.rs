@@ -1,6 +1,6 @@
 //! What happened, for those who want to see it.
 
-use super::rows::{DeadDeliverySeen, EffectSeen, InvocationSeen, Wish};
+use super::rows::{DeadDeliverySeen, EffectSeen, Ended, InvocationSeen, Wish};
 use super::{Store, StoreError, sqlite};
 
 impl Store {
@@ -9,7 +9,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn invocations(&self, wish: &Wish) -> Result<Vec<InvocationSeen>, StoreError> {
-        Ok(sqlite::records::invocations(&self.reader, wish).await?)
+        let wish = wish.clone();
+        self.reader.read(move |connection| sqlite::records::invocations(connection, &wish)).await
     }
 
     /// A tenant's effects with their attempts, the latest first: no more than wished for, and fewer when they are large.
@@ -17,7 +18,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn effects(&self, wish: &Wish) -> Result<Vec<EffectSeen>, StoreError> {
-        Ok(sqlite::records::effects(&self.reader, wish).await?)
+        let wish = wish.clone();
+        self.reader.read(move |connection| sqlite::records::effects(connection, &wish)).await
     }
 
     /// Messages from a tenant's queue that were no events, the latest first.
@@ -25,6 +27,15 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn dead_deliveries(&self, wish: &Wish) -> Result<Vec<DeadDeliverySeen>, StoreError> {
-        Ok(sqlite::records::dead_deliveries(&self.reader, wish).await?)
+        let wish = wish.clone();
+        self.reader.read(move |connection| sqlite::records::dead_deliveries(connection, &wish)).await
+    }
+
+    /// Every effect that has come to its end, in the order of their events: for a database that holds few.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub async fn ended(&self) -> Result<Vec<Ended>, StoreError> {
+        self.reader.read(sqlite::records::ended).await
     }
 }

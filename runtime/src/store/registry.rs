@@ -22,7 +22,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn deployments(&self, after: i64) -> Result<Vec<Deployed>, StoreError> {
-        Ok(sqlite::registry::deployments(&self.reader, after).await?)
+        self.reader.read(move |connection| sqlite::registry::deployments(connection, after)).await
     }
 
     /// What was live of a tenant's plugin, the last first.
@@ -30,7 +30,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn history(&self, tenant: &str, plugin: &str) -> Result<Vec<VersionKept>, StoreError> {
-        Ok(sqlite::registry::history(&self.reader, tenant, plugin).await?)
+        let (tenant, plugin) = (tenant.to_owned(), plugin.to_owned());
+        self.reader.read(move |connection| sqlite::registry::history(connection, &tenant, &plugin)).await
     }
 
     /// The bytes of a version.
@@ -38,7 +39,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn wasm(&self, digest: Hash) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(sqlite::registry::wasm(&self.reader, digest).await?)
+        self.reader.read(move |connection| sqlite::registry::wasm(connection, digest)).await
     }
 
     /// The last faults of a version, the latest first.
@@ -52,7 +53,9 @@ impl Store {
         digest: Hash,
         limit: u32,
     ) -> Result<Vec<FaultSeen>, StoreError> {
-        Ok(sqlite::registry::last_faults(&self.reader, tenant, plugin, digest, limit).await?)
+        let (tenant, plugin) = (tenant.to_owned(), plugin.to_owned());
+        let read = move |connection: &_| sqlite::registry::last_faults(connection, &tenant, &plugin, digest, limit);
+        self.reader.read(read).await
     }
 
     /// All versions in quarantine.
@@ -60,7 +63,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn quarantined(&self) -> Result<Vec<Quarantined>, StoreError> {
-        Ok(sqlite::registry::quarantined(&self.reader).await?)
+        self.reader.read(sqlite::registry::quarantined).await
     }
 
     /// The token with this id, or all of them.
@@ -68,7 +71,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn tokens(&self, id: Option<&str>) -> Result<Vec<Token>, StoreError> {
-        Ok(sqlite::registry::tokens(&self.reader, id).await?)
+        let id = id.map(str::to_owned);
+        self.reader.read(move |connection| sqlite::registry::tokens(connection, id.as_deref())).await
     }
 
     /// Makes a version live for a tenant, unless it is; whether that was news.

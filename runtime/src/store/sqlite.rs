@@ -1,8 +1,9 @@
-//! The statements, in SQLite's dialect. Each takes the transaction of its group.
+//! The statements, in SQLite's dialect. Those that write take the transaction of their group, on the writer's own thread:
+//! the engine is called there, and answers there, without a switch of threads for which the processors' other users would
+//! make each statement wait.
 //!
 //! A bare parameter as a limit would have SQLite plan the statement anew at each execution, for the number it is bound
-//! to; `0 + ?` keeps the plan. Rows are written many at once, in a few sizes (`push_rows`), so that statements are few and
-//! stay prepared: each is a turn of the engine's thread, for which the processors' other users make it wait.
+//! to; `0 + ?` keeps the plan.
 
 mod attempts;
 mod bindings;
@@ -11,80 +12,29 @@ mod effects;
 mod events;
 pub(super) mod figures;
 mod invocations;
+mod open;
 mod quotas;
 pub(super) mod records;
 pub(super) mod registry;
 mod withdrawn;
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
-use sqlx::query_builder::Separated;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
-use sqlx::{ConnectOptions, QueryBuilder, Row, Sqlite, SqliteConnection};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, Type, ValueRef};
+use rusqlite::{Connection, ErrorCode, Result, Row, TransactionBehavior};
 
 use claims::GroupClaims;
+pub(super) use open::{BUSY_MAX, connect, connect_to_read, open};
 
 use super::now_ms;
 use super::rows::*;
 use super::writer::{Write, Written};
 use crate::effect::Hash;
 
-type Result<T> = std::result::Result<T, sqlx::Error>;
-
 /// What it is at this moment.
 fn now<T: Clone>(changing: &Mutex<T>) -> T {
     changing.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-pub(super) fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .busy_timeout(Duration::from_secs(30))
-        // A few seconds' worth of new pages stays in memory, and is copied from the log into the file once.
-        .pragma("cache_size", "-65536")
-        .pragma("wal_autocheckpoint", "8192")
-        // What a statement would undo when a row of it fails: in memory, not in a file.
-        .pragma("temp_store", "MEMORY")
-        .statement_cache_capacity(256)
-        // Rows handed over in one piece rather than each with a wake-up.
-        .row_buffer_size(ROWS_BUFFERED)
-}
-
-pub(super) async fn connect(path: &Path) -> Result<SqliteConnection> {
-    options(path).connect().await
-}
-
-/// Connects to a database that is there and up to date. Two processes that make it at the same time are in each other's
-/// way, and one of them finds it made when it looks again.
-pub(super) async fn open(path: &Path) -> Result<SqliteConnection> {
-    let mut looks = 0;
-    loop {
-        match connect_and_migrate(path).await {
-            Err(error) if looks < LOOKS_MAX && is_in_the_way(&error) => {
-                looks += 1;
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-            done => return done,
-        }
-    }
-}
-
-async fn connect_and_migrate(path: &Path) -> Result<SqliteConnection> {
-    let mut connection = connect(path).await?;
-    MIGRATIONS.run(&mut connection).await?;
-    Ok(connection)
-}
-
-fn is_in_the_way(error: &sqlx::Error) -> bool {
-    let said = error.to_string();
-    ["locked", "already exists", "UNIQUE constraint failed: _sqlx_migrations"].iter().any(|way| said.contains(way))
 }
 
 /// What came of a transaction.
@@ -97,34 +47,25 @@ pub(super) struct Applied {
     pub due: BTreeSet<String>,
 }
 
+/// Applies a group of writes in one transaction.
+pub(super) fn commit(connection: &mut Connection, writes: &[Write], claims: &[Claim]) -> Result<Applied> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let applied = apply(&transaction, writes, claims)?;
+    transaction.commit()?;
+    Ok(applied)
+}
+
 /// The suspended destinations, and when each is probed next.
 type Suspensions = HashMap<String, i64>;
 
-/// Applies a group of writes in one transaction.
-pub(super) async fn commit(connection: &mut SqliteConnection, writes: &[Write], claims: &[Claim]) -> Result<Applied> {
-    let done = async {
-        // Begun and looked into in one turn of the engine: each turn is two switches of threads.
-        let begin = "BEGIN IMMEDIATE; SELECT destination, probe_ms FROM suspension";
-        let suspended: Vec<(String, i64)> = sqlx::query_as(begin).fetch_all(&mut *connection).await?;
-        let applied = apply(connection, writes, claims, suspended.into_iter().collect()).await?;
-        sqlx::query("COMMIT").execute(&mut *connection).await?;
-        Ok(applied)
-    };
-    let done = done.await;
-    if done.is_err() {
-        // Where none was begun, or the engine has taken it back already, there is nothing to take back.
-        drop(sqlx::query("ROLLBACK").execute(connection).await);
-    }
-    done
+fn suspensions(connection: &Connection) -> Result<Suspensions> {
+    let mut select = connection.prepare_cached("SELECT destination, probe_ms FROM suspension")?;
+    select.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// In an order that lets claims see what the group brings.
-async fn apply(
-    connection: &mut SqliteConnection,
-    writes: &[Write],
-    claims: &[Claim],
-    mut suspended: Suspensions,
-) -> Result<Applied> {
+fn apply(connection: &Connection, writes: &[Write], claims: &[Claim]) -> Result<Applied> {
+    let mut suspended = suspensions(connection)?;
     let mut written: Vec<Option<Written>> = writes.iter().map(|_| None).collect();
     let mut deliveries = Vec::new();
     let mut finished = Vec::new();
@@ -137,11 +78,11 @@ async fn apply(
                 *slot = Some(Written::Nothing);
             }
             Write::Keep { owner, in_flight } => {
-                due.extend(claims::keep(connection, owner, &now(in_flight)).await?);
+                due.extend(claims::keep(connection, owner, &now(in_flight))?);
                 *slot = Some(Written::Nothing);
             }
             Write::ProbeNow => {
-                sqlx::query("UPDATE suspension SET probe_ms = 0").execute(&mut *connection).await?;
+                connection.execute("UPDATE suspension SET probe_ms = 0", ())?;
                 suspended.values_mut().for_each(|probe_ms| *probe_ms = 0);
                 *slot = Some(Written::Nothing);
             }
@@ -150,37 +91,42 @@ async fn apply(
             _ => {}
         }
     }
-    due.extend(attempts::finish_all(connection, &finished, &mut suspended).await?);
+    due.extend(attempts::finish_all(connection, &finished, &mut suspended)?);
     let mut claims = GroupClaims::new(claims, &due, suspended);
-    for (place, verdict) in events::settle_deliveries(connection, deliveries, &mut claims).await? {
+    for (place, verdict) in events::settle_deliveries(connection, deliveries, &mut claims)? {
         if let Some(slot) = written.get_mut(place) {
             *slot = Some(Written::Verdict(verdict));
         }
     }
     for (write, slot) in writes.iter().zip(&mut written).filter(|(_, slot)| slot.is_none()) {
-        *slot = Some(one(connection, write, &mut claims).await?);
+        *slot = Some(one(connection, write, &mut claims)?);
     }
-    let claimed = claims.end(connection).await?;
+    let claimed = claims.end(connection)?;
     Ok(Applied { written: written.into_iter().map(|slot| slot.unwrap_or(Written::Nothing)).collect(), claimed, due })
 }
 
-async fn one(connection: &mut SqliteConnection, write: &Write, claims: &mut GroupClaims<'_>) -> Result<Written> {
+fn one(connection: &Connection, write: &Write, claims: &mut GroupClaims<'_>) -> Result<Written> {
     Ok(match write {
-        Write::Settle(settled) => Written::Verdict(events::settle_deferred(connection, settled, claims).await?),
-        Write::Retried(retried) => Written::Verdict(invocations::settle_retry(connection, retried, claims).await?),
-        Write::Bury(dead) => events::bury(connection, dead).await?,
-        Write::DueEvents { room } => Written::Events(events::due_events(connection, now_ms(), room).await?),
-        Write::DueRetries { room } => Written::Retries(invocations::due_retries(connection, now_ms(), room).await?),
-        Write::Unbound { queue, binding } => bindings::unbound(connection, queue, binding).await?,
-        Write::Registry(change) => Written::Registry(registry::apply(connection, change).await?),
-        Write::Withdraw(withdrawn) => Written::Count(withdrawn::withdraw(connection, &now(withdrawn), now_ms()).await?),
+        Write::Settle(settled) => Written::Verdict(events::settle_deferred(connection, settled, claims)?),
+        Write::Retried(retried) => Written::Verdict(invocations::settle_retry(connection, retried, claims)?),
+        Write::Bury(dead) => {
+            events::bury(connection, dead)?;
+            Written::Nothing
+        }
+        Write::DueEvents { room } => Written::Events(events::due_events(connection, now_ms(), room)?),
+        Write::DueRetries { room } => Written::Retries(invocations::due_retries(connection, now_ms(), room)?),
+        Write::Unbound { queue, binding } => {
+            bindings::unbound(connection, queue, binding)?;
+            Written::Nothing
+        }
+        Write::Registry(change) => Written::Registry(registry::apply(connection, change)?),
+        Write::Withdraw(withdrawn) => Written::Count(withdrawn::withdraw(connection, &now(withdrawn), now_ms())?),
         Write::Prune { before_ms } => {
-            registry::prune(connection).await?;
-            events::prune(connection, *before_ms).await?
+            registry::prune(connection)?;
+            events::prune(connection, *before_ms)?;
+            Written::Nothing
         }
-        Write::Bindings { queue, bindings } => {
-            Written::Bindings(bindings::bindings(connection, queue, bindings).await?)
-        }
+        Write::Bindings { queue, bindings } => Written::Bindings(bindings::bindings(connection, queue, bindings)?),
         // Done before, or not written at all.
         Write::Finish(..) | Write::Keep { .. } | Write::ProbeNow | Write::BeginClaims(..) | Write::EndClaims(_) => {
             Written::Nothing
@@ -188,18 +134,48 @@ async fn one(connection: &mut SqliteConnection, write: &Write, claims: &mut Grou
     })
 }
 
-fn hash(row: &SqliteRow, column: &str) -> Result<Hash> {
-    let bytes: Vec<u8> = row.try_get(column)?;
-    Hash::from_slice(&bytes).ok_or_else(|| corrupt(column, format!("expected 32 bytes, found {}", bytes.len()).into()))
+/// Whether somebody else is in the way.
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
-fn from_json<T: serde::de::DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T> {
-    let bytes: Vec<u8> = row.try_get(column)?;
-    serde_json::from_slice(&bytes).map_err(|error| corrupt(column, error.into()))
+impl ToSql for Hash {
+    fn to_sql(&self) -> Result<ToSqlOutput<'_>> {
+        Ok(self.as_bytes().as_slice().into())
+    }
 }
 
-fn corrupt(column: &str, source: Box<dyn std::error::Error + Send + Sync>) -> sqlx::Error {
-    sqlx::Error::ColumnDecode { index: column.to_owned(), source }
+impl FromSql for Hash {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let bytes = value.as_blob()?;
+        let wrong = FromSqlError::InvalidBlobSize { expected_size: 32, blob_size: bytes.len() };
+        Self::from_slice(bytes).ok_or(wrong)
+    }
+}
+
+/// A text that guests or tasks wrote, kept as bytes.
+struct Text(String);
+
+impl FromSql for Text {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Ok(Self(String::from_utf8_lossy(value.as_blob()?).into_owned()))
+    }
+}
+
+fn text(row: &Row<'_>, column: &str) -> Result<Option<String>> {
+    Ok(row.get::<_, Option<Text>>(column)?.map(|Text(text)| text))
+}
+
+fn bytes<'a>(row: &'a Row<'_>, column: &str) -> Result<&'a [u8]> {
+    row.get_ref(column)?.as_blob().map_err(|error| corrupt(column, error.into()))
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &str) -> Result<T> {
+    serde_json::from_slice(bytes(row, column)?).map_err(|error| corrupt(column, error.into()))
+}
+
+fn corrupt(column: &str, why: Box<dyn std::error::Error + Send + Sync>) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(NO_INDEX, Type::Blob, format!("{column}: {why}").into())
 }
 
 /// Our own types have string keys and finite numbers, so this does not fail; if it did, the row would say null.
@@ -211,42 +187,9 @@ fn list(texts: &[String]) -> Option<Vec<u8>> {
     (!texts.is_empty()).then(|| json(&texts))
 }
 
-/// The rows in pieces that one statement can take.
-fn in_chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
-    rows.chunks(ROWS_MAX)
-}
-
-/// Appends `VALUES` with these rows, and with rows of nothing up to the next of a few sizes: so statements are few and
-/// stay prepared. Whatever reads them takes no row whose first column is null.
-fn push_rows<T>(
-    query: &mut QueryBuilder<Sqlite>,
-    rows: &[T],
-    columns: usize,
-    mut push: impl FnMut(&mut Separated<'_, Sqlite, &'static str>, &T),
-) {
-    let size = SIZES.into_iter().find(|size| *size >= rows.len()).unwrap_or(rows.len());
-    let padded = rows.iter().map(Some).chain(std::iter::repeat_n(None, size - rows.len()));
-    query.push_values(padded, |mut row, values| match values {
-        Some(values) => push(&mut row, values),
-        None => {
-            for _ in 0..columns {
-                row.push_bind(None::<i64>);
-            }
-        }
-    });
-}
-
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// How often to look again at a database that others are making, and after how long.
-const LOOKS_MAX: u32 = 50;
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
-
-/// Rows in one statement.
-const ROWS_MAX: usize = 128;
-const SIZES: [usize; 6] = [1, 4, 12, 32, 64, ROWS_MAX];
-
-const ROWS_BUFFERED: usize = 512;
+/// The error then speaks of its cause alone.
+const NO_INDEX: usize = usize::MAX;

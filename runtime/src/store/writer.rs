@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sqlx::{Connection, SqliteConnection};
+use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -126,7 +126,7 @@ type Give = mpsc::UnboundedSender<Result<(Claimed, OwnedSemaphorePermit), StoreE
 /// Writes groups until nobody is left who could send any.
 pub(super) async fn run(
     path: PathBuf,
-    mut connection: SqliteConnection,
+    mut connection: Connection,
     mut writes: mpsc::Receiver<(Write, Reply)>,
     health: watch::Sender<Health>,
     mut checkpoints: Checkpoints,
@@ -194,15 +194,17 @@ pub(super) async fn run(
         let wishes: Vec<_> = tried.iter().map(Tried::claim).collect();
         let is_unwanted = || replies.iter().all(Reply::is_closed) && tried.iter().all(|tried| tried.give.is_closed());
         let mut committed = Committed::default();
-        while let Err(error) = commit(&mut connection, &group, &wishes, &mut committed).await {
+        while let Err(error) = commit(&mut connection, &group, &wishes, &mut committed) {
+            // Which of several operations failed, the text does not say.
+            let code = error.sqlite_extended_error_code();
             if is_unwanted() {
-                tracing::error!(%error, "database unavailable, and nobody waits for these writes any more");
+                tracing::error!(%error, code, "database unavailable, and nobody waits for these writes any more");
                 break;
             }
-            tracing::error!(%error, "database unavailable: nothing is acked until it takes writes again");
+            tracing::error!(%error, code, "database unavailable: nothing is acked until it takes writes again");
             health.send_replace(Health::Unavailable(error.to_string()));
             tokio::time::sleep(PAUSE).await;
-            if let Ok(fresh) = sqlite::connect(&path).await {
+            if let Ok(fresh) = sqlite::connect(&path) {
                 connection = fresh;
             }
         }
@@ -215,7 +217,7 @@ pub(super) async fn run(
         new.iter().chain(&committed.due).for_each(|destination| claims.may_be_due(destination));
         tried.into_iter().zip(committed.claimed).for_each(|(tried, claimed)| hand_over(tried, claimed, &mut claims));
     }
-    if let Err(error) = connection.close().await {
+    if let Err((_, error)) = connection.close() {
         tracing::warn!(%error, "close database");
     }
 }
@@ -305,14 +307,14 @@ impl Committed {
 
 /// Commits a group, or what is not committed of it yet. When the engine refuses it for what it contains, its members are
 /// committed one by one, so that only the culprit fails.
-async fn commit(
-    connection: &mut SqliteConnection,
+fn commit(
+    connection: &mut Connection,
     writes: &[Write],
     claims: &[Claim],
     committed: &mut Committed,
-) -> Result<(), sqlx::Error> {
+) -> Result<(), rusqlite::Error> {
     if committed.is_empty() {
-        match sqlite::commit(connection, writes, claims).await {
+        match sqlite::commit(connection, writes, claims) {
             Ok(applied) => {
                 committed.add(applied);
                 return Ok(());
@@ -324,7 +326,7 @@ async fn commit(
         }
     }
     for write in writes.chunks(1).skip(committed.written.len()) {
-        match sqlite::commit(connection, write, &[]).await {
+        match sqlite::commit(connection, write, &[]) {
             Ok(applied) => committed.add(applied),
             Err(error) if is_about_content(&error) => {
                 committed.written.push(Err(StoreError::Rejected(error.to_string())));
@@ -334,7 +336,7 @@ async fn commit(
     }
     for claim in claims.iter().skip(committed.claimed.len()) {
         // What was new is written by now.
-        match sqlite::commit(connection, &[], &[Claim { only_new: false, ..claim.clone() }]).await {
+        match sqlite::commit(connection, &[], &[Claim { only_new: false, ..claim.clone() }]) {
             Ok(applied) => committed.add(applied),
             Err(error) if is_about_content(&error) => {
                 committed.claimed.push(Err(StoreError::Rejected(error.to_string())));
@@ -346,14 +348,16 @@ async fn commit(
 }
 
 /// Whether the engine would refuse the same content for ever, rather than being in trouble itself.
-fn is_about_content(error: &sqlx::Error) -> bool {
+fn is_about_content(error: &rusqlite::Error) -> bool {
     match error {
-        sqlx::Error::Database(error) => {
-            // SQLite's primary result codes: TOOBIG, CONSTRAINT, MISMATCH.
-            let code = error.code().and_then(|code| code.parse::<u32>().ok());
-            code.is_some_and(|code| matches!(code & 0xff, 18..=20))
+        rusqlite::Error::SqliteFailure(failure, _) => {
+            matches!(failure.code, ErrorCode::TooBig | ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch)
         }
-        sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => true,
+        rusqlite::Error::ToSqlConversionFailure(_)
+        | rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::Utf8Error(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..) => true,
         _ => false,
     }
 }

@@ -267,10 +267,7 @@ async fn many(broker: &Broker, count: usize, events: u32) -> Result<Many> {
     world.vhost.publisher().await?.publish_many(messages).await?;
     let store = end_to_end::world::store(&service);
     let delivered = "SELECT count(*) FROM effect WHERE state = 'delivered'";
-    wait::until("everything is captured", PATIENCE, async || {
-        Ok(end_to_end::world::count(&store, delivered).await? >= i64::from(events))
-    })
-    .await?;
+    wait::until("everything is captured", PATIENCE, async || Ok(store.count(delivered)? >= i64::from(events))).await?;
     Ok(Many { cold, warm, rss_bytes, took: began.elapsed(), cpu: cpu(&service)?.saturating_sub(before) })
 }
 

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use end_to_end::tenants::readiness;
-use end_to_end::world::{count, mail_to, store};
+use end_to_end::world::{mail_to, store};
 use end_to_end::{Broker, World, guest, wait};
 use serde_json::json;
-use sqlx::Row;
 
 use attacks::{Attack, by_component, by_file, by_message};
 
@@ -68,23 +67,18 @@ async fn every_attack_gets_its_fault_and_the_neighbour_all_of_its_mails() -> Res
     }
     let store = store(&service);
     wait::until("every attack has its end", SOON, async || {
-        let ended = count(&store, "SELECT count(*) FROM invocation WHERE plugin <> 'smtp'").await.unwrap_or_default();
+        let ended = store.count("SELECT count(*) FROM invocation WHERE plugin <> 'smtp'").unwrap_or_default();
         Ok(ended == i64::try_from(attacks.len())?)
     })
     .await?;
     let mut wrong = Vec::new();
     for (attack, task_id) in attacks.iter().zip(&tasks) {
-        let row = sqlx::query(
-            "SELECT i.state, CAST(coalesce(i.reason, '') AS TEXT) || char(10) || CAST(coalesce(i.refusals, '') AS TEXT) \
-             || char(10) || CAST(coalesce(i.log, '') AS TEXT) AS said, \
-             (SELECT count(*) FROM effect f WHERE f.invocation_id = i.id AND f.state <> 'refused') AS effects \
-             FROM invocation i JOIN event e ON e.id = i.event_id WHERE e.task_id = ?",
-        )
-        .bind(task_id)
-        .fetch_one(&store)
-        .await?;
+        let select = "SELECT i.state, CAST(coalesce(i.reason, '') AS TEXT) || char(10) \
+             || CAST(coalesce(i.refusals, '') AS TEXT) || char(10) || CAST(coalesce(i.log, '') AS TEXT), \
+             (SELECT count(*) FROM effect f WHERE f.invocation_id = i.id AND f.state <> 'refused') \
+             FROM invocation i JOIN event e ON e.id = i.event_id WHERE e.task_id = ?";
         let (state, said, effects): (String, String, i64) =
-            (row.try_get("state")?, row.try_get("said")?, row.try_get("effects")?);
+            store.connect()?.query_row(select, [task_id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         let said = said.replace("\\\"", "\"");
         let missing: Vec<_> = attack.expected.iter().filter(|expected| !said.contains(**expected)).collect();
         if state != attack.state || effects != attack.effects || !missing.is_empty() {
@@ -100,7 +94,7 @@ async fn every_attack_gets_its_fault_and_the_neighbour_all_of_its_mails() -> Res
     .await?;
     let from_red = "SELECT count(*) FROM effect WHERE tenant = 'red' AND state = 'delivered' \
                     AND recipient LIKE '%@blue.example.com'";
-    assert_eq!(count(&store, from_red).await?, 0);
+    assert_eq!(store.count(from_red)?, 0);
     assert!(service.exit_status()?.is_none(), "the process is alive");
     Ok(())
 }

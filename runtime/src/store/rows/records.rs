@@ -1,6 +1,6 @@
 //! What happened, for those who want to see it.
 
-use crate::effect::Effect;
+use crate::effect::{Effect, EffectId};
 
 /// Which records, and how many.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,4 +121,25 @@ pub struct DeadDeliverySeen {
     pub body: String,
     /// When it arrived.
     pub received_ms: i64,
+}
+
+/// An effect that has come to its end.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Its id.
+    pub id: EffectId,
+    /// The tenant.
+    pub tenant: String,
+    /// The plugin that asked for it.
+    pub plugin: String,
+    /// The task.
+    pub task_id: String,
+    /// The event's status.
+    pub status: String,
+    /// Its state.
+    pub state: String,
+    /// The last answer.
+    pub reason: String,
+    /// What was asked for.
+    pub effect: Effect,
 }

@@ -2,39 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use rusqlite::{Connection, Result};
 
-use super::{Result, Suspensions, in_chunks, push_rows};
-use crate::store::rows::{Claimed, Finished, Next};
+use super::Suspensions;
+use crate::store::rows::{Finished, Next};
 
-/// Records the attempts of their owners that are about to be made.
-pub(super) async fn record_attempts(
-    connection: &mut SqliteConnection,
-    attempts: &[(&str, &Claimed)],
-    now_ms: i64,
-) -> Result<()> {
-    for chunk in in_chunks(attempts) {
-        let mut insert =
-            QueryBuilder::<Sqlite>::new("INSERT INTO attempt (effect_seq, number, owner, started_ms) SELECT * FROM (");
-        push_rows(&mut insert, chunk, 4, |row, (owner, claimed)| {
-            row.push_bind(claimed.seq).push_bind(claimed.attempt).push_bind((*owner).to_owned()).push_bind(now_ms);
-        });
-        insert.push(") WHERE column1 IS NOT NULL");
-        insert.build().execute(&mut *connection).await?;
-    }
-    Ok(())
+/// Records the attempt of an owner that is about to be made.
+pub(super) fn record(connection: &Connection, seq: i64, number: u32, owner: &str, now_ms: i64) -> Result<()> {
+    let insert = "INSERT INTO attempt (effect_seq, number, owner, started_ms) VALUES (?, ?, ?, ?)";
+    connection.prepare_cached(insert)?.execute((seq, number, owner, now_ms)).map(drop)
 }
 
-/// Records how attempts ended, many at once. Where effects may have become due by that: at destinations that are not
-/// suspended any more or after all, and where one was to come after one of these, to the same recipient.
-pub(super) async fn finish_all(
-    connection: &mut SqliteConnection,
+/// Records how attempts ended. Where effects may have become due by that: at destinations that are not suspended any more
+/// or after all, and where one was to come after one of these, to the same recipient.
+pub(super) fn finish_all(
+    connection: &Connection,
     finished: &[&Finished],
     suspended: &mut Suspensions,
 ) -> Result<BTreeSet<String>> {
     let mut due = BTreeSet::new();
-    for chunk in in_chunks(finished) {
-        due.extend(finish(connection, chunk).await?);
+    for finished in finished {
+        due.extend(finish(connection, finished)?);
     }
     // The last word on a destination counts; what is tried again says nothing about it.
     let speaks = |finished: &&&Finished| matches!(finished.next, Next::Suspended { .. } | Next::Delivered | Next::Dead);
@@ -44,7 +32,7 @@ pub(super) async fn finish_all(
     for (destination, finished) in last {
         match finished.next {
             Next::Suspended { probe_ms } => {
-                suspend(connection, finished, probe_ms).await?;
+                suspend(connection, finished, probe_ms)?;
                 suspended.insert(destination.to_owned(), probe_ms);
             }
             _ => answered.push(destination),
@@ -54,70 +42,38 @@ pub(super) async fn finish_all(
     let put_back = put_back.filter(|finished| answered.contains(&finished.destination.as_str()));
     due.extend(put_back.map(|finished| finished.destination.clone()));
     // Destinations that answered as they should are suspended no longer.
-    for destination in answered.into_iter().filter(|answered| suspended.contains_key(*answered)).collect::<Vec<_>>() {
-        sqlx::query("DELETE FROM suspension WHERE destination = ?").bind(destination).execute(&mut *connection).await?;
-        due.extend(suspended.remove_entry(destination).map(|(destination, _)| destination));
+    for destination in answered {
+        if let Some((destination, _)) = suspended.remove_entry(destination) {
+            connection.execute("DELETE FROM suspension WHERE destination = ?", [&destination])?;
+            due.insert(destination);
+        }
     }
     Ok(due)
 }
 
-/// Ends attempts and moves on the effects whose claim they hold, in one turn of the engine. Where others follow them.
-async fn finish(connection: &mut SqliteConnection, finished: &[&Finished]) -> Result<Vec<String>> {
-    let mut query = QueryBuilder::<Sqlite>::new("WITH ended (seq, number, owner, ended_ms, outcome, answer) AS (");
-    push_rows(&mut query, finished, 6, |row, finished| {
-        row.push_bind(finished.seq)
-            .push_bind(finished.attempt)
-            .push_bind(finished.owner.clone())
-            .push_bind(finished.ended_ms)
-            .push_bind(finished.outcome)
-            .push_bind(finished.answer.clone().into_bytes());
-    });
-    query.push(
-        ") UPDATE attempt SET ended_ms = ended.ended_ms, outcome = ended.outcome, answer = ended.answer FROM ended \
-         WHERE attempt.effect_seq = ended.seq AND attempt.number = ended.number AND attempt.owner = ended.owner; \
-         WITH ended (seq, number, owner, state, answer, due_ms, failures, in_doubt) AS (",
-    );
-    push_rows(&mut query, finished, 8, |row, finished| {
-        let (due_ms, failures) = match finished.next {
-            Next::Pending { due_ms } => (due_ms, 1_u32),
-            Next::Suspended { .. } | Next::Delivered | Next::Dead | Next::Expired | Next::Refused => {
-                (finished.ended_ms, 0)
-            }
-        };
-        row.push_bind(finished.seq)
-            .push_bind(finished.attempt)
-            .push_bind(finished.owner.clone())
-            .push_bind(finished.next.state())
-            .push_bind(finished.answer.clone().into_bytes())
-            .push_bind(due_ms)
-            .push_bind(failures)
-            .push_bind(u32::from(finished.in_doubt));
-    });
-    query.push(
-        ") UPDATE effect SET state = ended.state, reason = ended.answer, due_ms = ended.due_ms, owner = NULL, \
-         lease_ms = NULL, failures = effect.failures + ended.failures, in_doubt = effect.in_doubt + ended.in_doubt \
-         FROM ended WHERE effect.seq = ended.seq AND effect.state = 'claimed' AND effect.attempt = ended.number \
-         AND effect.owner = ended.owner; \
-         SELECT DISTINCT destination FROM effect WHERE after IS NOT NULL AND state = 'pending' \
-         AND invocation_id IN (SELECT invocation_id FROM effect WHERE seq IN (",
-    );
-    push_rows(&mut query, finished, 1, |row, finished| {
-        row.push_bind(finished.seq);
-    });
-    query.push("))");
-    query.build_query_scalar().fetch_all(connection).await
+/// Ends an attempt and moves on its effect, if it holds the claim. Where others follow it.
+fn finish(connection: &Connection, finished: &Finished) -> Result<Vec<String>> {
+    let Finished { seq, owner, attempt, ended_ms, outcome, answer, in_doubt, next, destination: _ } = finished;
+    let end =
+        "UPDATE attempt SET ended_ms = ?, outcome = ?, answer = ? WHERE effect_seq = ? AND number = ? AND owner = ?";
+    connection.prepare_cached(end)?.execute((ended_ms, outcome, answer.as_bytes(), seq, attempt, owner))?;
+    let (due_ms, failures) = match next {
+        Next::Pending { due_ms } => (due_ms, 1_u32),
+        Next::Suspended { .. } | Next::Delivered | Next::Dead | Next::Expired | Next::Refused => (ended_ms, 0),
+    };
+    let move_on = "UPDATE effect SET state = ?, reason = ?, due_ms = ?, owner = NULL, lease_ms = NULL, \
+                   failures = failures + ?, in_doubt = in_doubt + ? \
+                   WHERE seq = ? AND state = 'claimed' AND attempt = ? AND owner = ?";
+    let mut move_on = connection.prepare_cached(move_on)?;
+    move_on.execute((next.state(), answer.as_bytes(), due_ms, failures, in_doubt, seq, attempt, owner))?;
+    let follow = "SELECT DISTINCT destination FROM effect WHERE after IS NOT NULL AND state = 'pending' \
+                  AND invocation_id = (SELECT invocation_id FROM effect WHERE seq = ?)";
+    connection.prepare_cached(follow)?.query_map([seq], |row| row.get(0))?.collect()
 }
 
-async fn suspend(connection: &mut SqliteConnection, finished: &Finished, probe_ms: i64) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO suspension (destination, reason, since_ms, probe_ms, probes) VALUES (?1, ?2, ?3, ?4, 0) \
-         ON CONFLICT (destination) DO UPDATE SET reason = ?2, probe_ms = ?4, probes = probes + 1",
-    )
-    .bind(&finished.destination)
-    .bind(finished.answer.as_bytes())
-    .bind(finished.ended_ms)
-    .bind(probe_ms)
-    .execute(connection)
-    .await
-    .map(drop)
+fn suspend(connection: &Connection, finished: &Finished, probe_ms: i64) -> Result<()> {
+    let suspend = "INSERT INTO suspension (destination, reason, since_ms, probe_ms, probes) VALUES (?1, ?2, ?3, ?4, 0) \
+                   ON CONFLICT (destination) DO UPDATE SET reason = ?2, probe_ms = ?4, probes = probes + 1";
+    let Finished { destination, answer, ended_ms, .. } = finished;
+    connection.execute(suspend, (destination, answer.as_bytes(), ended_ms, probe_ms)).map(drop)
 }

@@ -2,42 +2,23 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::{Row, SqliteConnection};
+use rusqlite::{Connection, Result};
 
-use super::Result;
 use crate::store::rows::Binding;
-use crate::store::writer::Written;
 
-pub(super) async fn bindings(
-    connection: &mut SqliteConnection,
-    queue: &str,
-    wanted: &[Binding],
-) -> Result<Vec<Binding>> {
-    for binding in wanted {
-        sqlx::query("INSERT INTO binding (queue, exchange, routing_key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-            .bind(queue)
-            .bind(&binding.exchange)
-            .bind(&binding.routing_key)
-            .execute(&mut *connection)
-            .await?;
+pub(super) fn bindings(connection: &Connection, queue: &str, wanted: &[Binding]) -> Result<Vec<Binding>> {
+    let insert = "INSERT INTO binding (queue, exchange, routing_key) VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
+    let mut insert = connection.prepare_cached(insert)?;
+    for Binding { exchange, routing_key } in wanted {
+        insert.execute((queue, exchange, routing_key))?;
     }
-    let known = sqlx::query("SELECT exchange, routing_key FROM binding WHERE queue = ?").bind(queue);
-    let known: Vec<Binding> = known
-        .fetch_all(connection)
-        .await?
-        .iter()
-        .map(|row| Ok(Binding { exchange: row.try_get("exchange")?, routing_key: row.try_get("routing_key")? }))
-        .collect::<Result<_>>()?;
+    let mut select = connection.prepare_cached("SELECT exchange, routing_key FROM binding WHERE queue = ?")?;
+    let known = select.query_map([queue], |row| Ok(Binding { exchange: row.get(0)?, routing_key: row.get(1)? }))?;
     let wanted: BTreeSet<_> = wanted.iter().collect();
-    Ok(known.into_iter().filter(|binding| !wanted.contains(binding)).collect())
+    known.filter(|known| known.as_ref().map_or(true, |binding| !wanted.contains(binding))).collect()
 }
 
-pub(super) async fn unbound(connection: &mut SqliteConnection, queue: &str, binding: &Binding) -> Result<Written> {
-    sqlx::query("DELETE FROM binding WHERE queue = ? AND exchange = ? AND routing_key = ?")
-        .bind(queue)
-        .bind(&binding.exchange)
-        .bind(&binding.routing_key)
-        .execute(connection)
-        .await?;
-    Ok(Written::Nothing)
+pub(super) fn unbound(connection: &Connection, queue: &str, binding: &Binding) -> Result<()> {
+    let delete = "DELETE FROM binding WHERE queue = ? AND exchange = ? AND routing_key = ?";
+    connection.prepare_cached(delete)?.execute((queue, &binding.exchange, &binding.routing_key)).map(drop)
 }

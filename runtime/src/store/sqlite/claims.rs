@@ -5,10 +5,9 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use rusqlite::{Connection, Result, Row};
 
-use super::{Result, Suspensions, attempts, effects, hash, in_chunks, push_rows};
+use super::{Suspensions, attempts, effects};
 use crate::store::rows::{Claim, Claimed};
 use crate::store::{LEASE_MS, now_ms};
 
@@ -50,116 +49,94 @@ impl<'a> GroupClaims<'a> {
     }
 
     /// Claims the rest and records the attempts. What each claim got.
-    pub(super) async fn end(mut self, connection: &mut SqliteConnection) -> Result<Vec<Vec<Claimed>>> {
+    pub(super) fn end(mut self, connection: &Connection) -> Result<Vec<Vec<Claimed>>> {
         // Later than what was just written became due.
         let now_ms = now_ms();
-        let mut attempts = Vec::new();
         for (claim, claimed) in self.claims.iter().zip(&mut self.claimed) {
             let limit = match self.suspended.get(&claim.destination) {
                 _ if self.of_new.contains_key(claim.destination.as_str()) => continue,
                 None => claim.limit,
-                Some(probe_ms) => probes(connection, &claim.destination, *probe_ms, now_ms).await?.min(claim.limit),
+                Some(probe_ms) => probes(connection, &claim.destination, *probe_ms, now_ms)?.min(claim.limit),
             };
             if limit > 0 {
-                *claimed = claim_due(connection, claim, limit, now_ms).await?;
-                attempts.extend(claimed.iter().map(|claimed| (claim.owner.as_str(), claimed)));
+                *claimed = claim_due(connection, claim, limit, now_ms)?;
             }
         }
-        attempts::record_attempts(connection, &attempts, now_ms).await?;
         Ok(self.claimed)
     }
 }
 
-/// Claims at most so many of what is due at a destination.
-async fn claim_due(connection: &mut SqliteConnection, claim: &Claim, limit: u32, now_ms: i64) -> Result<Vec<Claimed>> {
-    let rows = sqlx::query(
-        "UPDATE effect SET state = 'claimed', owner = ?1, lease_ms = ?2, attempt = attempt + 1 \
-         WHERE seq IN (\
-           SELECT seq FROM effect e \
-           WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
-             SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
-           ORDER BY due_ms LIMIT 0 + ?5) \
-         RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
-           (SELECT content FROM payload WHERE effect_seq = coalesce(\
-             (SELECT first.seq FROM effect first WHERE first.id = effect.copy_of), effect.seq)) AS content",
-    )
-    .bind(&claim.owner)
-    .bind(now_ms + LEASE_MS)
-    .bind(&claim.destination)
-    .bind(now_ms)
-    .bind(limit)
-    .fetch_all(&mut *connection)
-    .await?;
-    let mut all = Vec::with_capacity(rows.len());
-    for row in &rows {
-        match claimed(row) {
-            Ok(readable) => all.push(readable),
+/// Claims at most so many of what is due at a destination, and records the attempts.
+fn claim_due(connection: &Connection, claim: &Claim, limit: u32, now_ms: i64) -> Result<Vec<Claimed>> {
+    let take = "UPDATE effect SET state = 'claimed', owner = ?1, lease_ms = ?2, attempt = attempt + 1 \
+                WHERE seq IN (\
+                  SELECT seq FROM effect e \
+                  WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
+                    SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
+                  ORDER BY due_ms LIMIT 0 + ?5) \
+                RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
+                  (SELECT content FROM payload WHERE effect_seq = coalesce(\
+                    (SELECT first.seq FROM effect first WHERE first.id = effect.copy_of), effect.seq)) AS content";
+    let mut take = connection.prepare_cached(take)?;
+    let values = (&claim.owner, now_ms + LEASE_MS, &claim.destination, now_ms, limit);
+    let taken = take.query_map(values, |row| Ok((row.get("seq")?, claimed(row))))?;
+    let taken: Vec<(i64, _)> = taken.collect::<Result<_>>()?;
+    let mut all = Vec::with_capacity(taken.len());
+    for (seq, claimed) in taken {
+        match claimed {
+            Ok(claimed) => {
+                attempts::record(connection, seq, claimed.attempt, &claim.owner, now_ms)?;
+                all.push(claimed);
+            }
             Err(error) => {
                 tracing::error!(%error, "an effect cannot be read back and is dead");
                 let dead = "UPDATE effect SET state = 'dead', reason = ? WHERE seq = ?";
-                let seq: i64 = row.try_get("seq")?;
-                sqlx::query(dead).bind(error.to_string().into_bytes()).bind(seq).execute(&mut *connection).await?;
+                connection.execute(dead, (error.to_string().as_bytes(), seq))?;
             }
         }
     }
     Ok(all)
 }
 
-fn claimed(row: &SqliteRow) -> Result<Claimed> {
+fn claimed(row: &Row<'_>) -> Result<Claimed> {
     Ok(Claimed {
-        seq: row.try_get("seq")?,
-        id: hash(row, "id")?,
-        call: hash(row, "call")?,
-        tenant: row.try_get("tenant")?,
-        plugin: row.try_get("plugin")?,
-        attempt: row.try_get("attempt")?,
-        failures: row.try_get("failures")?,
-        in_doubt: row.try_get("in_doubt")?,
-        created_ms: row.try_get("created_ms")?,
+        seq: row.get("seq")?,
+        id: row.get("id")?,
+        call: row.get("call")?,
+        tenant: row.get("tenant")?,
+        plugin: row.get("plugin")?,
+        attempt: row.get("attempt")?,
+        failures: row.get("failures")?,
+        in_doubt: row.get("in_doubt")?,
+        created_ms: row.get("created_ms")?,
         effect: effects::effect(row)?,
     })
 }
 
 /// How many probes of a suspended destination may begin now: one at a time, and while any attempt is under way, its
 /// answer is what is waited for. Each puts the next one off by a lease.
-async fn probes(connection: &mut SqliteConnection, destination: &str, probe_ms: i64, now_ms: i64) -> Result<u32> {
+fn probes(connection: &Connection, destination: &str, probe_ms: i64, now_ms: i64) -> Result<u32> {
     if probe_ms > now_ms {
         return Ok(0);
     }
-    sqlx::query("UPDATE suspension SET probe_ms = ? WHERE destination = ?")
-        .bind(now_ms + LEASE_MS)
-        .bind(destination)
-        .execute(&mut *connection)
-        .await?;
-    let attempted = "SELECT EXISTS (SELECT 1 FROM effect WHERE state = 'claimed' AND destination = ? AND lease_ms > ?)";
-    let is_attempted: bool = sqlx::query_scalar(attempted).bind(destination).bind(now_ms).fetch_one(connection).await?;
+    let put_off = "UPDATE suspension SET probe_ms = ? WHERE destination = ?";
+    connection.prepare_cached(put_off)?.execute((now_ms + LEASE_MS, destination))?;
+    let attempted = "SELECT 1 FROM effect WHERE state = 'claimed' AND destination = ? AND lease_ms > ? LIMIT 1";
+    let is_attempted = connection.prepare_cached(attempted)?.exists((destination, now_ms))?;
     Ok(u32::from(!is_attempted))
 }
 
 /// Extends the leases of what an owner is performing, and takes back, in doubt, what anybody has let lapse: of which
 /// destinations.
-pub(super) async fn keep(
-    connection: &mut SqliteConnection,
-    owner: &str,
-    in_flight: &HashSet<i64>,
-) -> Result<Vec<String>> {
+pub(super) fn keep(connection: &Connection, owner: &str, in_flight: &HashSet<i64>) -> Result<Vec<String>> {
     let now_ms = now_ms();
-    for chunk in in_chunks(&in_flight.iter().collect::<Vec<_>>()) {
-        let mut update = QueryBuilder::<Sqlite>::new("UPDATE effect SET lease_ms = ");
-        update.push_bind(now_ms + LEASE_MS).push(" WHERE state = 'claimed' AND owner = ").push_bind(owner.to_owned());
-        update.push(" AND seq IN (");
-        push_rows(&mut update, chunk, 1, |row, seq| {
-            row.push_bind(**seq);
-        });
-        update.push(")");
-        update.build().execute(&mut *connection).await?;
+    let extend = "UPDATE effect SET lease_ms = ? WHERE seq = ? AND state = 'claimed' AND owner = ?";
+    let mut extend = connection.prepare_cached(extend)?;
+    for seq in in_flight {
+        extend.execute((now_ms + LEASE_MS, seq, owner))?;
     }
-    sqlx::query_scalar(
-        "UPDATE effect SET state = 'pending', in_doubt = in_doubt + 1, owner = NULL, lease_ms = NULL \
-         WHERE seq IN (SELECT seq FROM effect INDEXED BY effect_lease WHERE state = 'claimed' AND lease_ms <= ?) \
-         RETURNING destination",
-    )
-    .bind(now_ms)
-    .fetch_all(connection)
-    .await
+    let take_back = "UPDATE effect SET state = 'pending', in_doubt = in_doubt + 1, owner = NULL, lease_ms = NULL \
+                     WHERE seq IN (SELECT seq FROM effect INDEXED BY effect_lease WHERE state = 'claimed' \
+                     AND lease_ms <= ?) RETURNING destination";
+    connection.prepare_cached(take_back)?.query_map([now_ms], |row| row.get(0))?.collect()
 }

@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use rusqlite::{Connection, Result, Row};
 
 use super::claims::GroupClaims;
-use super::{Result, corrupt, hash, in_chunks, json, push_rows, quotas};
+use super::{attempts, bytes, corrupt, json, quotas};
 use crate::effect::{Effect, EffectId, Planned};
 use crate::grant::quota::Quota;
 use crate::store::rows::{Claimed, Invocation, Outcome};
@@ -27,8 +26,6 @@ pub(super) struct EffectRow<'a> {
     state: &'static str,
     reason: Option<Vec<u8>>,
     due_ms: i64,
-    /// The claim it is taken by as it is written.
-    claim: Option<usize>,
 }
 
 impl<'a> EffectRow<'a> {
@@ -98,7 +95,6 @@ pub(super) fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: 
             state: if reason.is_some() { "refused" } else { PENDING },
             reason,
             due_ms: created_ms,
-            claim: None,
         }
     };
     plan.effects.iter().map(row).collect()
@@ -106,82 +102,58 @@ pub(super) fn rows_of_plan<'a>(invocation_id: i64, tenant: &'a str, invocation: 
 
 /// Writes effects, and claims as it writes them those that somebody waits for, each with the attempt that is about to be
 /// made.
-pub(super) async fn insert_effects(
-    connection: &mut SqliteConnection,
+pub(super) fn insert(
+    connection: &Connection,
     mut effects: Vec<EffectRow<'_>>,
     claims: &mut GroupClaims<'_>,
 ) -> Result<()> {
-    quotas::charge(connection, &mut effects).await?;
-    for effect in effects.iter_mut().filter(|effect| effect.is_due()) {
-        if let Some(claim) = claims.of_new(&effect.planned.effect.destination()) {
-            (effect.state, effect.claim) = (CLAIMED, Some(claim));
-        }
-    }
+    quotas::charge(connection, &mut effects)?;
+    let insert = "INSERT INTO effect (id, invocation_id, after, call, copy_of, tenant, plugin, destination, recipient, \
+                  created_ms, state, reason, due_ms, owner, lease_ms, attempt) \
+                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    let mut insert = connection.prepare_cached(insert)?;
+    // What they are about lies beside them.
+    let mut insert_payload = connection.prepare_cached("INSERT INTO payload (effect_seq, content) VALUES (?, ?)")?;
     let now_ms = now_ms();
-    let lease_ms = now_ms + LEASE_MS;
-    for chunk in in_chunks(&effects) {
-        let mut insert = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO effect (id, invocation_id, after, call, copy_of, tenant, plugin, destination, recipient, \
-             created_ms, state, reason, due_ms, owner, lease_ms, attempt) SELECT * FROM (",
-        );
-        push_rows(&mut insert, chunk, 16, |row, effect| {
-            let (planned, owner) = (effect.planned, effect.claim.and_then(|claim| claims.owner(claim)));
-            row.push_bind(planned.id.as_bytes().to_vec())
-                .push_bind(effect.invocation_id)
-                .push_bind(effect.after.map(|after| after.as_bytes().to_vec()))
-                .push_bind(planned.call.as_bytes().to_vec())
-                .push_bind(effect.copy_of.map(|first| first.as_bytes().to_vec()))
-                .push_bind(effect.tenant.to_owned())
-                .push_bind(effect.plugin.to_owned())
-                .push_bind(planned.effect.destination())
-                .push_bind(planned.effect.recipient().as_bytes().to_vec())
-                .push_bind(effect.created_ms)
-                .push_bind(effect.state)
-                .push_bind(effect.reason.clone())
-                .push_bind(effect.due_ms)
-                .push_bind(owner.map(str::to_owned))
-                .push_bind(owner.map(|_| lease_ms))
-                .push_bind(u32::from(owner.is_some()));
-        });
-        // What they are about lies beside them; all of it takes one turn of the engine.
-        insert.push(
-            ") WHERE column1 IS NOT NULL RETURNING id, seq; \
-             INSERT INTO payload (effect_seq, content) SELECT (SELECT seq FROM effect WHERE id = column1), column2 FROM (",
-        );
-        push_rows(&mut insert, chunk, 2, |row, effect| {
-            let content = effect.copy_of.is_none().then(|| json(&effect.planned.effect));
-            row.push_bind(effect.planned.id.as_bytes().to_vec()).push_bind(content);
-        });
-        insert.push(") WHERE column2 IS NOT NULL");
-        if chunk.iter().any(|effect| effect.claim.is_some()) {
-            insert.push(
-                "; INSERT INTO attempt (effect_seq, number, owner, started_ms) \
-                 SELECT (SELECT seq FROM effect WHERE id = column1), 1, column2, column3 FROM (",
-            );
-            push_rows(&mut insert, chunk, 3, |row, effect| {
-                let owner = effect.claim.and_then(|claim| claims.owner(claim));
-                let id = effect.planned.id.as_bytes().to_vec();
-                row.push_bind(id).push_bind(owner.map(str::to_owned)).push_bind(now_ms);
-            });
-            insert.push(") WHERE column2 IS NOT NULL");
+    for effect in &effects {
+        let EffectRow { planned, tenant, plugin, created_ms, due_ms, .. } = effect;
+        let destination = planned.effect.destination();
+        let claim = if effect.is_due() { claims.of_new(&destination) } else { None };
+        let owner = claim.and_then(|claim| claims.owner(claim));
+        let state = if owner.is_some() { CLAIMED } else { effect.state };
+        insert.execute((
+            planned.id,
+            effect.invocation_id,
+            effect.after,
+            planned.call,
+            effect.copy_of,
+            tenant,
+            plugin,
+            destination,
+            planned.effect.recipient().as_bytes(),
+            created_ms,
+            state,
+            &effect.reason,
+            due_ms,
+            owner,
+            owner.map(|_| now_ms + LEASE_MS),
+            u32::from(owner.is_some()),
+        ))?;
+        let seq = connection.last_insert_rowid();
+        if effect.copy_of.is_none() {
+            insert_payload.execute((seq, json(&planned.effect)))?;
         }
-        let rows = insert.build().fetch_all(&mut *connection).await?;
-        let mut seqs = HashMap::with_capacity(rows.len());
-        for row in &rows {
-            seqs.insert(hash(row, "id")?, row.try_get("seq")?);
-        }
-        for effect in chunk {
-            if let (Some(claim), Some(seq)) = (effect.claim, seqs.get(&effect.planned.id)) {
-                claims.took(claim, effect.first_attempt(*seq));
-            }
+        if let (Some(claim), Some(owner)) = (claim, owner) {
+            attempts::record(connection, seq, 1, owner, now_ms)?;
+            claims.took(claim, effect.first_attempt(seq));
         }
     }
     Ok(())
 }
 
 /// The effect of a row.
-pub(in crate::store) fn effect(row: &SqliteRow) -> Result<Effect> {
-    Effect::from_payload(row.try_get("content")?, row.try_get("recipient")?)
+pub(in crate::store) fn effect(row: &Row<'_>) -> Result<Effect> {
+    Effect::from_payload(bytes(row, "content")?, bytes(row, "recipient")?)
         .map_err(|error| corrupt("content", error.into()))
 }
 

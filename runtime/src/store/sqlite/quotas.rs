@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Row, SqliteConnection};
+use rusqlite::{Connection, Result};
 
-use super::Result;
 use super::effects::EffectRow;
 use crate::grant::quota::{OverQuota, Quota, Window, begin_ms, window};
 use crate::store::now_ms;
@@ -13,7 +12,7 @@ use crate::store::now_ms;
 type Key<'a> = (&'a str, &'a str, &'static str);
 
 /// Charges effects that have a quota, and puts off, refuses or lets expire what is over it.
-pub(super) async fn charge(connection: &mut SqliteConnection, effects: &mut [EffectRow<'_>]) -> Result<()> {
+pub(super) fn charge(connection: &Connection, effects: &mut [EffectRow<'_>]) -> Result<()> {
     let mut charged: BTreeMap<Key<'_>, (Quota, Vec<&mut EffectRow<'_>>)> = BTreeMap::new();
     for effect in effects.iter_mut().filter(|effect| effect.is_pending()) {
         if let Some(quota) = effect.quota {
@@ -25,40 +24,28 @@ pub(super) async fn charge(connection: &mut SqliteConnection, effects: &mut [Eff
     }
     let now = window(now_ms());
     for (key, (quota, effects)) in charged {
-        charge_one(connection, key, quota, now, effects).await?;
+        charge_one(connection, key, quota, now, effects)?;
     }
     Ok(())
 }
 
-async fn charge_one(
-    connection: &mut SqliteConnection,
+fn charge_one(
+    connection: &Connection,
     (tenant, plugin, capability): Key<'_>,
     quota: Quota,
     now: Window,
     effects: Vec<&mut EffectRow<'_>>,
 ) -> Result<()> {
-    let rows =
-        sqlx::query("SELECT hour, effects FROM quota WHERE tenant = ? AND plugin = ? AND capability = ? AND hour >= ?")
-            .bind(tenant)
-            .bind(plugin)
-            .bind(capability)
-            .bind(now)
-            .fetch_all(&mut *connection)
-            .await?;
-    let charged = rows.iter().map(|row| Ok((row.try_get("hour")?, row.try_get("effects")?))).collect::<Result<_>>()?;
+    let select = "SELECT hour, effects FROM quota WHERE tenant = ? AND plugin = ? AND capability = ? AND hour >= ?";
+    let mut select = connection.prepare_cached(select)?;
+    let charged = select.query_map((tenant, plugin, capability, now), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let charged = charged.collect::<Result<_>>()?;
     let shares = quota.shares(now, &charged, u32::try_from(effects.len()).unwrap_or(u32::MAX));
+    let charge = "INSERT INTO quota (tenant, plugin, capability, hour, effects) VALUES (?, ?, ?, ?, ?) \
+                  ON CONFLICT DO UPDATE SET effects = effects + excluded.effects";
+    let mut charge = connection.prepare_cached(charge)?;
     for (hour, share) in &shares {
-        sqlx::query(
-            "INSERT INTO quota (tenant, plugin, capability, hour, effects) VALUES (?, ?, ?, ?, ?) \
-             ON CONFLICT DO UPDATE SET effects = effects + excluded.effects",
-        )
-        .bind(tenant)
-        .bind(plugin)
-        .bind(capability)
-        .bind(hour)
-        .bind(share)
-        .execute(&mut *connection)
-        .await?;
+        charge.execute((tenant, plugin, capability, hour, share))?;
     }
     let hours = shares.iter().flat_map(|(hour, share)| std::iter::repeat_n(*hour, *share as usize));
     let mut hours = hours.map(Some).chain(std::iter::repeat(None));
@@ -87,6 +74,6 @@ async fn charge_one(
 }
 
 /// Forgets the hours that are over.
-pub(super) async fn prune(connection: &mut SqliteConnection) -> Result<()> {
-    sqlx::query("DELETE FROM quota WHERE hour < ?").bind(window(now_ms())).execute(connection).await.map(drop)
+pub(super) fn prune(connection: &Connection) -> Result<()> {
+    connection.execute("DELETE FROM quota WHERE hour < ?", [window(now_ms())]).map(drop)
 }
