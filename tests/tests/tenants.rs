@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use end_to_end::tenants::{lines, put_tenant, readiness, remove_tenant, tenant_file};
@@ -98,33 +98,6 @@ async fn in_company_a_tenant_has_twelve_events_in_hand_and_its_neighbour_waits_f
     tell(&world, "blue", "last").await?;
     told(&world, "last@blue.example.com").await?;
     assert_eq!(in_hand(), 12);
-    Ok(())
-}
-
-#[tokio::test]
-async fn in_company_a_tenant_has_a_pace_of_its_own() -> Result<()> {
-    const EVENTS: u32 = 1_000;
-    let world = world().await?;
-    let service = running(&world, &["red", "blue"]).await?;
-    tell(&world, "blue", "first").await?;
-    told(&world, "first@blue.example.com").await?;
-    let section = mail_to("a@red.example.com");
-    let messages: Vec<_> = (0..EVENTS).map(|_| world.failed_task_of("red", &section).1).collect();
-    let began = Instant::now();
-    world.vhost.publisher().await?.publish_many(messages).await?;
-    let store = store(&service);
-    let mut number = 0;
-    wait::until("all of red's ran", SOON, async || {
-        // Blue is there all the time.
-        number += 1;
-        tell(&world, "blue", &number.to_string()).await?;
-        Ok(store.count("SELECT COUNT(*) FROM invocation WHERE tenant = 'red'")? == i64::from(EVENTS))
-    })
-    .await?;
-    // 200 a second for each processor, and what it had not used before.
-    let processors = u32::try_from(std::thread::available_parallelism()?.get())?;
-    let at_least = Duration::from_millis(5) * EVENTS / processors - Duration::from_millis(100);
-    assert!(began.elapsed() >= at_least, "{:?}, and not {at_least:?}", began.elapsed());
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
@@ -31,7 +32,8 @@ impl Checkpoints {
     }
 }
 
-/// Makes one whenever it is due, until nobody can say so any more. Where that fails, the writer has more to do.
+/// Makes one whenever it is due, until nobody can say so any more. Where that fails, the writer has more to do. Small ones:
+/// the disk takes what the writer commits meanwhile after what it has of this.
 pub(super) fn run(path: &Path, dues: &Receiver<()>) {
     let mut connection = None;
     while dues.recv().is_ok() {
@@ -39,6 +41,7 @@ pub(super) fn run(path: &Path, dues: &Receiver<()>) {
             tracing::debug!(%error, "checkpoint");
             connection = None;
         }
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -50,4 +53,6 @@ fn checkpoint(path: &Path, connection: &mut Option<Connection>) -> rusqlite::Res
     connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
 }
 
-const EVERY_BYTES: usize = 4 << 20;
+const EVERY_BYTES: usize = 1 << 20;
+/// Between two: the more is written, the more pages one copies once that were written often.
+const PAUSE: Duration = Duration::from_millis(100);

@@ -366,7 +366,7 @@ const GROUP_MAX: usize = 512;
 /// A group of one tenant alone: the larger, the less each write costs.
 const GROUP_WEIGHT_MAX: usize = 1 << 20;
 /// A group where several tenants write: more would keep the others waiting for more than a few milliseconds.
-const SHARED_GROUP_WEIGHT_MAX: usize = 256 << 10;
+const SHARED_GROUP_WEIGHT_MAX: usize = 96 << 10;
 /// Claims in one group beside those of destinations where nothing is due but what the group brings.
 const CLAIMS_MAX: usize = 64;
 /// Events come when the last one is not longer ago.
