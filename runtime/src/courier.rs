@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
-use crate::pace::{Pace, USUAL_BYTES, Used};
+use crate::pace::Pace;
 use crate::retry;
 use crate::store::{Claimed, Claimer, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
 use crate::tenant::{TENANT_REMOVED, Tenants};
@@ -143,7 +143,7 @@ impl Courier {
     }
 
     async fn attempt(&self, sink: &Sink, claimed: Claimed) -> Finished {
-        self.keep_pace(&claimed).await;
+        self.pace.bytes(&claimed.tenant, claimed.effect.bytes()).await;
         let began = Instant::now();
         let receipt = match self.still_granted(&claimed) {
             Err(why) => Receipt::Refused(why),
@@ -163,16 +163,6 @@ impl Courier {
             answer: receipt.answer().to_owned(),
             in_doubt: matches!(receipt, Receipt::InDoubt(_)),
             next,
-        }
-    }
-
-    /// Waits until the tenant may send so much.
-    async fn keep_pace(&self, claimed: &Claimed) {
-        let bytes = claimed.effect.bytes();
-        self.pace.saw(&claimed.tenant);
-        if bytes > USUAL_BYTES {
-            let turn = self.pace.turn(&claimed.tenant).await;
-            self.pace.used(&claimed.tenant, turn, Used { bytes, ..Used::default() });
         }
     }
 

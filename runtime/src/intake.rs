@@ -24,7 +24,7 @@ use tracing::Instrument;
 
 use crate::fair::{Slot, Slots};
 use crate::metrics::{DeliveryOutcome, Metrics};
-use crate::pace::{Pace, Used};
+use crate::pace::{Pace, USUAL_BYTES, Used};
 use crate::registry::Registry;
 use crate::retry;
 use crate::sandbox::Sandbox;
@@ -61,6 +61,8 @@ pub struct Intake {
     pub plans: Slots,
     /// Bounds the deliveries in hand.
     pub in_hand: Slots,
+    /// Bounds the large outcomes that wait for the database.
+    pub large: Slots,
     /// What each tenant may use while there are others.
     pub pace: Pace,
 }
@@ -89,6 +91,13 @@ impl Intake {
     #[must_use]
     pub fn in_hand() -> Slots {
         Slots::with_more_alone(usize::MAX, IN_HAND_IN_COMPANY_MAX, Self::IN_HAND_MAX.into())
+    }
+
+    /// Large outcomes at the database at the same time, of each tenant: enough for a transaction of one that is alone, and
+    /// so few that they delay another tenant little that comes.
+    #[must_use]
+    pub fn large() -> Slots {
+        Slots::with_more_alone(usize::MAX, 1, 3)
     }
 
     /// Deliveries of one tenant in hand at the same time.
@@ -142,6 +151,7 @@ impl Intake {
                     reason: String::new(),
                     received_ms: settled.received_ms,
                 };
+                let _writing = self.may_write(&settled.tenant, settled.bytes()).await;
                 match self.store.settle(settled).await {
                     Ok(Verdict::Won) => Ok(outcome),
                     Ok(Verdict::Lost) => Ok(DeliveryOutcome::Duplicate),
@@ -153,6 +163,16 @@ impl Intake {
             }
         };
         outcome.map(Some)
+    }
+
+    /// Waits until the tenant may write so much, and what holds the next large one back.
+    async fn may_write(&self, tenant: &str, bytes: usize) -> Option<Slot> {
+        if bytes <= USUAL_BYTES {
+            return None;
+        }
+        let slot = self.large.take(tenant).await;
+        self.pace.bytes(tenant, bytes).await;
+        Some(slot)
     }
 
     async fn decide(&self, tenant: &str, delivery: Arc<Delivery>, received_ms: i64, basis: Basis) -> Decision {
@@ -197,7 +217,7 @@ impl Intake {
             fate,
             basis,
         };
-        let place = place.filter(|_| settled.bytes() > LARGE_BYTES);
+        let place = place.filter(|_| settled.bytes() > USUAL_BYTES);
         Decision::Settle(settled, place)
     }
 
@@ -313,6 +333,7 @@ impl Intake {
                 let (intake, permit) = (Arc::clone(&self), in_hand.begin(&due.tenant));
                 tracker.spawn(async move {
                     let retried = intake.retry(due).await;
+                    let _writing = intake.may_write(&retried.tenant, retried.invocation.bytes()).await;
                     warn_unless_kept(intake.store.settle_retry(retried).await);
                     drop(permit);
                 });
@@ -387,12 +408,12 @@ impl InHand {
     const MAX: usize = 32;
 }
 
-/// What making a plan took, and committing it will take.
+/// What making a plan took.
 fn used(invocations: &[Invocation]) -> Used {
     Used {
         invocations: u32::try_from(invocations.len()).unwrap_or(u32::MAX),
         cpu: invocations.iter().map(|invocation| Duration::from_micros(invocation.cpu_us)).sum(),
-        bytes: invocations.iter().map(Invocation::bytes).sum(),
+        ..Used::default()
     }
 }
 
@@ -411,6 +432,4 @@ fn is_fresh(event: &Event, received_ms: i64) -> bool {
 const FRESH_MS: i64 = 60_000;
 /// Deliveries of one tenant in hand while others have some too.
 const IN_HAND_IN_COMPANY_MAX: usize = 12;
-/// What is larger waits for its commit in a place that others may need.
-const LARGE_BYTES: usize = 16 << 10;
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -53,7 +53,7 @@ pub struct Used {
     pub invocations: u32,
     /// On a processor, by guests.
     pub cpu: Duration,
-    /// To be written or sent; a few are part of an invocation.
+    /// Written or sent; what an invocation usually comes to is for nothing.
     pub bytes: usize,
 }
 
@@ -77,6 +77,15 @@ impl Pace {
             () = self.stop.cancelled() => {}
         }
         Turn(Some(expected))
+    }
+
+    /// Waits until the tenant may write or send so many bytes. What an invocation usually comes to waits for nothing.
+    pub async fn bytes(&self, tenant: &str, bytes: usize) {
+        self.saw(tenant);
+        if bytes > USUAL_BYTES {
+            let turn = self.turn(tenant).await;
+            self.used(tenant, turn, Used { bytes, ..Used::default() });
+        }
     }
 
     fn reserve(&self, tenant: &str) -> Option<(Instant, Duration)> {
@@ -107,8 +116,7 @@ impl Pace {
 
     /// How long a tenant's part of the machine takes for it.
     fn time_for(&self, used: Used) -> Duration {
-        let free = USUAL_BYTES.saturating_mul(used.invocations.max(1) as usize);
-        let bytes = u32::try_from(used.bytes.saturating_sub(free)).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(used.bytes.saturating_sub(USUAL_BYTES)).unwrap_or(u32::MAX);
         let of_one = (INVOCATION.saturating_mul(used.invocations))
             .saturating_add(used.cpu.saturating_mul(CPU_PART))
             .saturating_add((MEBIBYTE / (1 << 20)).saturating_mul(bytes));

@@ -150,10 +150,11 @@ impl Service {
             destinations = Some(all);
         }
         let intake = intake.map(|IntakeParts { tasks, sandbox, registry }| {
-            let (tasks, plans, in_hand) = (Arc::new(tasks), Intake::plans(), Intake::in_hand());
+            let (plans, in_hand, large) = (Intake::plans(), Intake::in_hand(), Intake::large());
             let pace = Pace::new(processors, stop_intake.clone());
-            let (store, tenants, metrics) = (store.clone(), tenants.clone(), Arc::clone(&metrics));
-            Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans, in_hand, pace })
+            let (store, tenants, metrics, tasks) =
+                (store.clone(), tenants.clone(), Arc::clone(&metrics), Arc::new(tasks));
+            Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans, in_hand, large, pace })
         });
         if let Some(intake) = &intake {
             handlers.spawn(Arc::clone(intake).run_deferred(stop_intake.clone(), handlers.clone()));
