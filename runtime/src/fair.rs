@@ -67,6 +67,11 @@ impl Slots {
         Self { shared: Arc::new(Shared { each_max, alone_max, state: Mutex::new(state) }) }
     }
 
+    /// Somebody is there who needs no slot: whoever takes one is not alone.
+    pub fn saw(&self, who: &str) {
+        self.state().company.saw(who);
+    }
+
     /// A slot for one of those that compete for them. Giving up waiting for it loses nothing.
     pub async fn take(&self, holder: &str) -> Slot {
         match self.try_take(holder) {

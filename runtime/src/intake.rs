@@ -24,7 +24,7 @@ use tracing::Instrument;
 
 use crate::fair::{Slot, Slots};
 use crate::metrics::{DeliveryOutcome, Metrics};
-use crate::pace::{Pace, USUAL_BYTES, Used};
+use crate::pace::{Pace, Used};
 use crate::registry::Registry;
 use crate::retry;
 use crate::sandbox::Sandbox;
@@ -61,7 +61,7 @@ pub struct Intake {
     pub plans: Slots,
     /// Bounds the deliveries in hand.
     pub in_hand: Slots,
-    /// Bounds the large outcomes that wait for the database.
+    /// Bounds the large outcomes on their way to the database.
     pub large: Slots,
     /// What each tenant may use while there are others.
     pub pace: Pace,
@@ -93,8 +93,8 @@ impl Intake {
         Slots::with_more_alone(usize::MAX, IN_HAND_IN_COMPANY_MAX, Self::IN_HAND_MAX.into())
     }
 
-    /// Large outcomes at the database at the same time, of each tenant: enough for a transaction of one that is alone, and
-    /// so few that they delay another tenant little that comes.
+    /// Large outcomes on their way to the database at the same time, of each tenant: so few that they delay another tenant
+    /// little that comes, and more than one where there is nobody to delay.
     #[must_use]
     pub fn large() -> Slots {
         Slots::with_more_alone(usize::MAX, 1, 3)
@@ -138,7 +138,10 @@ impl Intake {
         let outcome = match decision {
             Decision::Leave => return Ok(None),
             Decision::Nothing => Ok(DeliveryOutcome::Unasked),
-            Decision::Bury(dead) => self.store.bury(dead).await.map(|()| DeliveryOutcome::Malformed),
+            Decision::Bury(dead) => {
+                let _writing = self.may_write(&dead.tenant, dead.delivery.body.len()).await;
+                self.store.bury(dead).await.map(|()| DeliveryOutcome::Malformed)
+            }
             Decision::Settle(settled, _place) => {
                 let outcome = match &settled.fate {
                     Fate::Planned(_) => DeliveryOutcome::Planned,
@@ -165,14 +168,12 @@ impl Intake {
         outcome.map(Some)
     }
 
-    /// Waits until the tenant may write so much, and what holds the next large one back.
+    /// Waits until the tenant may write so much; while the slot lives, its next large outcome waits.
     async fn may_write(&self, tenant: &str, bytes: usize) -> Option<Slot> {
-        if bytes <= USUAL_BYTES {
-            return None;
-        }
-        let slot = self.large.take(tenant).await;
+        self.large.saw(tenant);
+        let slot = if bytes > LARGE_BYTES { Some(self.large.take(tenant).await) } else { None };
         self.pace.bytes(tenant, bytes).await;
-        Some(slot)
+        slot
     }
 
     async fn decide(&self, tenant: &str, delivery: Arc<Delivery>, received_ms: i64, basis: Basis) -> Decision {
@@ -217,7 +218,7 @@ impl Intake {
             fate,
             basis,
         };
-        let place = place.filter(|_| settled.bytes() > USUAL_BYTES);
+        let place = place.filter(|_| settled.bytes() > LARGE_BYTES);
         Decision::Settle(settled, place)
     }
 
@@ -430,6 +431,8 @@ fn is_fresh(event: &Event, received_ms: i64) -> bool {
 }
 
 const FRESH_MS: i64 = 60_000;
+/// What is larger delays others noticeably: as a transaction, or waiting in memory.
+const LARGE_BYTES: usize = 64 << 10;
 /// Deliveries of one tenant in hand while others have some too.
 const IN_HAND_IN_COMPANY_MAX: usize = 12;
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -53,7 +53,7 @@ pub struct Used {
     pub invocations: u32,
     /// On a processor, by guests.
     pub cpu: Duration,
-    /// Written or sent; what an invocation usually comes to is for nothing.
+    /// Written or sent; a few are for nothing.
     pub bytes: usize,
 }
 
@@ -71,24 +71,30 @@ impl Pace {
 
     /// Waits for the tenant's next turn.
     pub async fn turn(&self, tenant: &str) -> Turn {
-        let Some((begins, expected)) = self.reserve(tenant) else { return Turn(None) };
+        let Some((begins, expected)) = self.reserve(tenant, None) else { return Turn(None) };
+        self.wait(begins).await;
+        Turn(Some(expected))
+    }
+
+    /// Waits until the tenant may write or send so many bytes; a few wait for nothing.
+    pub async fn bytes(&self, tenant: &str, bytes: usize) {
+        self.saw(tenant);
+        if bytes > USUAL_BYTES
+            && let Some((begins, _)) = self.reserve(tenant, Some(self.time_for(Used { bytes, ..Used::default() })))
+        {
+            self.wait(begins).await;
+        }
+    }
+
+    async fn wait(&self, begins: Instant) {
         tokio::select! {
             () = tokio::time::sleep_until(begins) => {}
             () = self.stop.cancelled() => {}
         }
-        Turn(Some(expected))
     }
 
-    /// Waits until the tenant may write or send so many bytes. What an invocation usually comes to waits for nothing.
-    pub async fn bytes(&self, tenant: &str, bytes: usize) {
-        self.saw(tenant);
-        if bytes > USUAL_BYTES {
-            let turn = self.turn(tenant).await;
-            self.used(tenant, turn, Used { bytes, ..Used::default() });
-        }
-    }
-
-    fn reserve(&self, tenant: &str) -> Option<(Instant, Duration)> {
+    /// When a piece of work begins, and how long it is thought to take: what it is known to take, or the mean.
+    fn reserve(&self, tenant: &str, takes: Option<Duration>) -> Option<(Instant, Duration)> {
         let (mut state, now) = (self.state(), Instant::now());
         state.company.saw(tenant);
         if !state.company.is_several() {
@@ -100,8 +106,9 @@ impl Pace {
             None => state.clocks.entry(tenant.to_owned()).or_insert(Clock { used_until: now, mean: Duration::ZERO }),
         };
         let begins = clock.used_until.max(now.checked_sub(SAVED_MAX).unwrap_or(now));
-        clock.used_until = begins + clock.mean;
-        Some((begins, clock.mean))
+        let takes = takes.unwrap_or(clock.mean);
+        clock.used_until = begins + takes;
+        Some((begins, takes))
     }
 
     /// What the work took in the end, or will take.
@@ -132,9 +139,9 @@ impl Pace {
 const INVOCATION: Duration = Duration::from_millis(5);
 /// or a quarter of its time for guests,
 const CPU_PART: u32 = 4;
-/// or a mebibyte a second beyond what an invocation usually comes to.
+/// or a mebibyte a second beyond what is usual.
 const MEBIBYTE: Duration = Duration::from_secs(1);
-/// What an invocation usually comes to: what is larger waits for its turn where the rest waits for none.
+/// What an event or an effect usually comes to: what is larger waits for its turn where the rest waits for none.
 pub const USUAL_BYTES: usize = 16 << 10;
 /// What was not used is saved up for so long.
 const SAVED_MAX: Duration = Duration::from_millis(100);
@@ -202,6 +209,22 @@ mod tests {
         });
         let began_after = futures_util::future::join_all(all).await;
         about(began_after.into_iter().max().unwrap_or_default(), Duration::from_millis(205 * 9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_many_large_ones_at_the_same_time_each_waits_for_those_before_it() {
+        let pace = Pace::new(1, CancellationToken::new());
+        pace.saw("b");
+        let began = Instant::now();
+        let all = (0..4).map(async |_| {
+            pace.bytes("a", (1 << 20) + USUAL_BYTES).await;
+            began.elapsed()
+        });
+        for (number, began_after) in (0..).zip(futures_util::future::join_all(all).await) {
+            about(began_after, Duration::from_secs(number));
+        }
+        pace.bytes("a", USUAL_BYTES).await;
+        about(began.elapsed(), Duration::from_secs(3));
     }
 
     #[tokio::test(start_paused = true)]

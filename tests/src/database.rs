@@ -33,14 +33,14 @@ impl Database {
         self.connect()?.execute_batch(statements).with_context(|| statements.to_owned())
     }
 
-    /// The one number a query answers with.
+    /// The one number a query answers with; 0 where there is none.
     pub fn count(&self, query: &str) -> Result<i64> {
-        self.value(query)
+        Ok(self.value::<Option<i64>>(query)?.unwrap_or_default())
     }
 
-    /// The rows of a query as texts, columns joined by a space.
+    /// The rows of a query as texts, columns joined by a space; empty ones where a part of them is not there yet.
     pub fn rows(&self, query: &str) -> Result<Vec<String>> {
-        self.column(query)
+        Ok(self.column::<Option<String>>(query)?.into_iter().map(Option::unwrap_or_default).collect())
     }
 
     /// The first column of each row that a query answers with.
