@@ -607,7 +607,8 @@ async fn a_row_that_is_damaged_keeps_nobody_else_from_writing() -> Result<()> {
     opened.database().change("UPDATE invocation SET identity = CAST(x'ff' AS TEXT)")?;
     let due = opened.store.due_retries(Room { tenants: vec!["default".into()], each: 9 });
     let other = opened.store.settle(settled("two", &["b@b.cd"]));
-    let (due, other) = tokio::join!(due, other);
+    let both = async { tokio::join!(due, other) };
+    let (due, other) = tokio::time::timeout(SOON, both).await.context("the writer is stuck")?;
     assert!(due.err().context("refused")?.to_string().contains("utf-8"));
     assert_eq!(other?, Verdict::Won);
     Ok(())
