@@ -157,7 +157,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         || error.is::<PluginErrors>()
         || error.is::<TrialError>()
         || error.is::<plugin::NewError>()
-        || matches!(error.downcast_ref(), Some(StoreError::Address(_) | StoreError::Newer { .. }));
+        || error.downcast_ref().is_some_and(StoreError::is_lasting);
     if is_unusable { ExitCode::from(78) } else { ExitCode::FAILURE }
 }
 

@@ -111,6 +111,18 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    /// Whether it stays until somebody changes the configuration or the file.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Address(_) | Self::Newer { .. } => true,
+            Self::Open { source, .. } => source.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase),
+            Self::System { .. } | Self::Rejected(_) | Self::Busy | Self::Read(_) | Self::Closed => false,
+        }
+    }
+}
+
 impl Store {
     /// Opens the database at `sqlite:<path>`, creating and migrating it, and starts its writer, on threads that `tracker` knows of.
     /// The writer ends when the last clone of the store is gone.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use end_to_end::world::STATUSES;
-use end_to_end::{Service, plugins};
+use end_to_end::{Database, Service, plugins};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -133,6 +133,25 @@ async fn run_with_file(arguments: &[&str], file: &str) -> Result<(Option<i32>, S
     service.start()?;
     let status = service.wait_exit(SOON).await?;
     Ok((status.code(), service.output()))
+}
+
+#[tokio::test]
+async fn a_store_of_a_later_version_or_that_is_none_is_refused_and_left_as_it_is() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str| folder.path().join(name);
+    std::fs::write(file("later.db"), "")?;
+    Database::at(file("later.db")).change("PRAGMA journal_mode = WAL; PRAGMA user_version = 99")?;
+    std::fs::write(file("none.db"), "no database ".repeat(1_000))?;
+    for (name, said) in [("later.db", "a later version made it: its schema is 99"), ("none.db", "not a database")] {
+        let before = std::fs::read(file(name))?;
+        let address = format!("sqlite:{}", file(name).display());
+        let env: Vec<_> = LEAST.into_iter().chain([("PN_STORE", address.as_str())]).collect();
+        let (code, output) = run(&["run"], &env).await?;
+        assert_eq!(code, Some(78), "{name}: {output}");
+        assert!(output.contains(said) && output.contains(name), "{name}: {output}");
+        assert_eq!(std::fs::read(file(name))?, before, "{name}");
+    }
+    Ok(())
 }
 
 #[tokio::test]
