@@ -72,6 +72,12 @@ impl Slots {
         self.state().company.saw(who);
     }
 
+    /// Whether this one wants more than it has.
+    #[must_use]
+    pub fn is_waited_for(&self, holder: &str) -> bool {
+        self.state().holders.get(holder).is_some_and(|entry| !entry.waiting.is_empty())
+    }
+
     /// A slot for one of those that compete for them. Giving up waiting for it loses nothing.
     pub async fn take(&self, holder: &str) -> Slot {
         match self.try_take(holder) {
@@ -244,7 +250,9 @@ mod tests {
     fn nobody_holds_more_than_its_share_though_slots_are_free() {
         let slots = Slots::new(4, 2);
         let held = [hold(&slots, "a"), hold(&slots, "a")];
+        assert!(!slots.is_waited_for("a"));
         let mut third = wait(&slots, "a");
+        assert!(slots.is_waited_for("a") && !slots.is_waited_for("b"));
         let other = hold(&slots, "b");
         drop(other);
         assert!(has(&mut third).is_none());

@@ -24,7 +24,7 @@ use tracing::Instrument;
 
 use crate::fair::{Slot, Slots};
 use crate::metrics::{DeliveryOutcome, Metrics};
-use crate::pace::{Pace, Used};
+use crate::pace::{self, Pace, Used};
 use crate::registry::Registry;
 use crate::retry;
 use crate::sandbox::Sandbox;
@@ -176,6 +176,11 @@ impl Intake {
         slot
     }
 
+    /// Waits for the tenant's turn to have plugins run.
+    async fn turn(&self, tenant: &str) -> pace::Turn {
+        self.pace.turn(tenant, self.in_hand.is_waited_for(tenant)).await
+    }
+
     async fn decide(&self, tenant: &str, delivery: Arc<Delivery>, received_ms: i64, basis: Basis) -> Decision {
         let event = match Event::read(tenant, Arc::clone(&delivery)) {
             Ok(event) => event,
@@ -194,11 +199,11 @@ impl Intake {
                     if notifications.is_empty() && basis == Basis::Delivery {
                         return Decision::Nothing;
                     }
-                    let mut turn = self.pace.turn(&tenant.name).await;
+                    let mut turn = self.turn(&tenant.name).await;
                     let place = self.plans.take(&tenant.name).await;
                     if turn.is_free() {
                         // Others may have come while it waited for its place.
-                        turn = self.pace.turn(&tenant.name).await;
+                        turn = self.turn(&tenant.name).await;
                     }
                     let invocations = self.plan(&tenant, &event, &task, &notifications, received_ms).await;
                     self.pace.used(&tenant.name, turn, used(&invocations));
@@ -378,7 +383,7 @@ impl Intake {
         let mut wished = self.notifications(&tenant, &event, &task).into_iter();
         let same = wished.find(|wished| wished.identity == due.identity && wished.plugin == due.plugin);
         let notification = same.ok_or_else(|| Outcome::Refused("the identity or plugin was removed".into()))?;
-        let its_turn = self.pace.turn(&tenant.name).await;
+        let its_turn = self.turn(&tenant.name).await;
         let invocation = self.invoke(&tenant, &event, &task, &notification, turn).await;
         self.pace.used(&tenant.name, its_turn, used(std::slice::from_ref(&invocation)));
         Ok(invocation)

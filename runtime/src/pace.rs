@@ -3,6 +3,11 @@
 //! Fair turns alone leave a tenant all that nobody else wants at the moment, and on a machine that is full whatever the
 //! others do takes long. So what is used goes onto the tenant's clock, at the rate of its part of the machine. While the
 //! clock is ahead of the time, the tenant's next piece of work waits. A tenant that is alone waits for nothing.
+//!
+//! While the machine is full, whoever fills it, those who want more than their part have less of it, down to a half, but
+//! never less than what the busiest of the others uses.
+
+mod load;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::fair::Company;
+pub use load::Load;
 
 /// The clocks of all tenants.
 pub struct Pace {
@@ -20,10 +26,11 @@ pub struct Pace {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     company: Company,
     clocks: HashMap<String, Clock>,
+    load: Load,
+    parts: Parts,
 }
 
 struct Clock {
@@ -31,6 +38,22 @@ struct Clock {
     used_until: Instant,
     /// What a piece of work takes, as a mean of the last ones: what one that is under way is thought to take.
     mean: Duration,
+    /// Since when each piece of work has had to wait, or more has waited behind it.
+    waits: Option<Instant>,
+    /// How much of a whole part it uses, as a mean of the last second; and when that was.
+    uses: f64,
+    at: Instant,
+}
+
+/// How large a part is.
+struct Parts {
+    looked: Instant,
+    /// At least, of a whole one.
+    least: f64,
+    /// Who uses the most, and how much; how much whoever comes next does.
+    busiest: String,
+    most: f64,
+    next: f64,
 }
 
 /// A piece of work that has its turn; what it is thought to take, if anybody counts.
@@ -60,8 +83,10 @@ pub struct Used {
 impl Pace {
     /// Of a machine with so many processors; once it is to stop, nobody waits any more.
     #[must_use]
-    pub fn new(processors: usize, stop: CancellationToken) -> Self {
-        Self { processors: u32::try_from(processors).unwrap_or(u32::MAX).max(1), stop, state: Mutex::default() }
+    pub fn new(processors: usize, load: Load, stop: CancellationToken) -> Self {
+        let processors = u32::try_from(processors).unwrap_or(u32::MAX).max(1);
+        let (company, clocks, parts) = (Company::default(), HashMap::new(), Parts::whole());
+        Self { processors, stop, state: Mutex::new(State { company, clocks, load, parts }) }
     }
 
     /// The tenant is there, and does what needs no turn.
@@ -69,9 +94,9 @@ impl Pace {
         self.state().company.saw(tenant);
     }
 
-    /// Waits for the tenant's next turn.
-    pub async fn turn(&self, tenant: &str) -> Turn {
-        let Some((begins, expected)) = self.reserve(tenant, None) else { return Turn(None) };
+    /// Waits for the tenant's next turn, behind which more may wait that have no turn yet.
+    pub async fn turn(&self, tenant: &str, more_waits: bool) -> Turn {
+        let Some((begins, expected)) = self.reserve(tenant, None, more_waits) else { return Turn(None) };
         self.wait(begins).await;
         Turn(Some(expected))
     }
@@ -80,7 +105,8 @@ impl Pace {
     pub async fn bytes(&self, tenant: &str, bytes: usize) {
         self.saw(tenant);
         if bytes > USUAL_BYTES
-            && let Some((begins, _)) = self.reserve(tenant, Some(self.time_for(Used { bytes, ..Used::default() })))
+            && let Some((begins, _)) =
+                self.reserve(tenant, Some(self.time_for(Used { bytes, ..Used::default() })), false)
         {
             self.wait(begins).await;
         }
@@ -94,19 +120,28 @@ impl Pace {
     }
 
     /// When a piece of work begins, and how long it is thought to take: what it is known to take, or the mean.
-    fn reserve(&self, tenant: &str, takes: Option<Duration>) -> Option<(Instant, Duration)> {
+    fn reserve(&self, tenant: &str, takes: Option<Duration>, more_waits: bool) -> Option<(Instant, Duration)> {
         let (mut state, now) = (self.state(), Instant::now());
         state.company.saw(tenant);
         if !state.company.is_several() {
-            state.clocks.clear();
+            if !state.clocks.is_empty() {
+                state.clocks.clear();
+                state.parts = Parts::whole();
+            }
             return None;
         }
-        let clock = match state.clocks.get_mut(tenant) {
+        state.look(now);
+        let State { clocks, parts, .. } = &mut *state;
+        let clock = match clocks.get_mut(tenant) {
             Some(clock) => clock,
-            None => state.clocks.entry(tenant.to_owned()).or_insert(Clock { used_until: now, mean: Duration::ZERO }),
+            None => clocks.entry(tenant.to_owned()).or_insert_with(|| Clock::new(now)),
         };
+        if let Some(known) = takes {
+            clock.uses(known, now);
+        }
         let begins = clock.used_until.max(now.checked_sub(SAVED_MAX).unwrap_or(now));
-        let takes = takes.unwrap_or(clock.mean);
+        clock.waits = if begins > now || more_waits { clock.waits.or(Some(now)) } else { None };
+        let takes = at_part(takes.unwrap_or(clock.mean), parts.of(tenant, clock, now));
         clock.used_until = begins + takes;
         Some((begins, takes))
     }
@@ -114,9 +149,11 @@ impl Pace {
     /// What the work took in the end, or will take.
     pub fn used(&self, tenant: &str, turn: Turn, used: Used) {
         let Turn(Some(expected)) = turn else { return };
-        let took = self.time_for(used);
-        if let Some(clock) = self.state().clocks.get_mut(tenant) {
-            clock.used_until = clock.used_until + took - expected;
+        let (took, mut state, now) = (self.time_for(used), self.state(), Instant::now());
+        let State { clocks, parts, .. } = &mut *state;
+        if let Some(clock) = clocks.get_mut(tenant) {
+            clock.uses(took, now);
+            clock.used_until = clock.used_until + at_part(took, parts.of(tenant, clock, now)) - expected;
             clock.mean = (clock.mean * 7 + took) / 8;
         }
     }
@@ -135,7 +172,64 @@ impl Pace {
     }
 }
 
-/// Of each processor, a tenant's part is 200 invocations a second,
+impl State {
+    /// Makes the parts smaller or larger, from time to time.
+    fn look(&mut self, now: Instant) {
+        if now < self.parts.looked + LOOK_EVERY {
+            return;
+        }
+        self.parts.looked = now;
+        match self.load.share() {
+            Some(share) if share > FULL => self.parts.least = (self.parts.least * 0.8).max(PART_MIN),
+            Some(share) if share > NEARLY_FULL => {}
+            Some(_) | None => self.parts.least = (self.parts.least + 0.05).min(1.0),
+        }
+        let mut all: Vec<_> = self.clocks.iter().map(|(name, clock)| (clock.used(now), name)).collect();
+        all.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+        let mut all = all.into_iter();
+        let (most, busiest) = all.next().map(|(most, name)| (most, name.clone())).unwrap_or_default();
+        (self.parts.busiest, self.parts.most, self.parts.next) =
+            (busiest, most, all.next().map_or(0.0, |(next, _)| next));
+    }
+}
+
+impl Clock {
+    fn new(now: Instant) -> Self {
+        Self { used_until: now, mean: Duration::ZERO, waits: None, uses: 0.0, at: now }
+    }
+
+    /// How much of a whole part it uses.
+    fn used(&self, now: Instant) -> f64 {
+        self.uses * (-now.duration_since(self.at).as_secs_f64()).exp()
+    }
+
+    /// So much more.
+    fn uses(&mut self, time: Duration, now: Instant) {
+        (self.uses, self.at) = (self.used(now) + time.as_secs_f64(), now);
+    }
+}
+
+impl Parts {
+    fn whole() -> Self {
+        Self { looked: Instant::now(), least: 1.0, busiest: String::new(), most: 0.0, next: 0.0 }
+    }
+
+    /// This one's: a whole one, or, while it wants more than that, a little more than what the busiest of the others uses.
+    fn of(&self, tenant: &str, clock: &Clock, now: Instant) -> f64 {
+        if clock.waits.is_none_or(|since| now < since + WAITS_FOR_MORE) {
+            return 1.0;
+        }
+        let others = if tenant == self.busiest { self.next } else { self.most };
+        (others * 1.1).clamp(self.least, 1.0)
+    }
+}
+
+/// How long it takes a part of this size to do what takes a whole one so long.
+fn at_part(takes: Duration, part: f64) -> Duration {
+    takes.div_f64(part).min(COUNTED_MAX)
+}
+
+/// Of each processor, a tenant's whole part is 200 invocations a second,
 const INVOCATION: Duration = Duration::from_millis(5);
 /// or a quarter of its time for guests,
 const CPU_PART: u32 = 4;
@@ -143,6 +237,15 @@ const CPU_PART: u32 = 4;
 const MEBIBYTE: Duration = Duration::from_secs(1);
 /// What an event or an effect usually comes to: what is larger waits for its turn where the rest waits for none.
 pub const USUAL_BYTES: usize = 16 << 10;
+/// The machine is full when more of its processors' time is used than this,
+const FULL: f64 = 0.9;
+/// and has room when it is less than this.
+const NEARLY_FULL: f64 = 0.8;
+/// On a machine that is full no part is smaller than this, of a whole one.
+const PART_MIN: f64 = 0.5;
+/// Who has had something wait for so long wants more than its part.
+const WAITS_FOR_MORE: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// What was not used is saved up for so long.
 const SAVED_MAX: Duration = Duration::from_millis(100);
 /// However much one piece of work took, it counts as no more: so none waits for long for those before it.
@@ -156,7 +259,7 @@ mod tests {
     async fn take(pace: &Pace, tenant: &str, count: u32, used: Used) -> Duration {
         let began = Instant::now();
         for _ in 0..count {
-            let turn = pace.turn(tenant).await;
+            let turn = pace.turn(tenant, false).await;
             pace.used(tenant, turn, used);
         }
         began.elapsed()
@@ -169,7 +272,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_is_alone_waits_for_nothing() {
-        let pace = Pace::new(2, CancellationToken::new());
+        let pace = Pace::new(2, Load::unknown(), CancellationToken::new());
         let used = Used { invocations: 1, cpu: Duration::from_secs(1), bytes: 1 << 20 };
         assert_eq!(take(&pace, "a", 1_000, used).await, Duration::ZERO);
     }
@@ -177,7 +280,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn in_company_each_has_its_part_of_the_machine() {
         for processors in [1, 2, 16] {
-            let pace = Pace::new(processors, CancellationToken::new());
+            let pace = Pace::new(processors, Load::unknown(), CancellationToken::new());
             let per_processor = |seconds: u64| Duration::from_secs(seconds) / u32::try_from(processors).unwrap();
             pace.saw("b");
             let many = Used { invocations: 1, ..Used::default() };
@@ -195,14 +298,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_under_way_at_the_same_time_are_counted_as_what_they_are_thought_to_take() {
-        let pace = Pace::new(1, CancellationToken::new());
+        let pace = Pace::new(1, Load::unknown(), CancellationToken::new());
         pace.saw("b");
         let used = Used { invocations: 1, cpu: Duration::from_millis(50), bytes: 0 };
         take(&pace, "a", 30, used).await;
         pace.saw("b");
         let began = Instant::now();
         let all = (0..10).map(async |_| {
-            let turn = pace.turn("a").await;
+            let turn = pace.turn("a", false).await;
             tokio::time::sleep(Duration::from_secs(9)).await;
             pace.used("a", turn, used);
             began.elapsed() - Duration::from_secs(9)
@@ -213,7 +316,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn of_many_large_ones_at_the_same_time_each_waits_for_those_before_it() {
-        let pace = Pace::new(1, CancellationToken::new());
+        let pace = Pace::new(1, Load::unknown(), CancellationToken::new());
         pace.saw("b");
         let began = Instant::now();
         let all = (0..4).map(async |_| {
@@ -227,16 +330,67 @@ mod tests {
         about(began.elapsed(), Duration::from_secs(3));
     }
 
+    /// What two tenants do in a second, of whom one wants so much and the other all it can get, on a machine of one processor
+    /// that is used for this share.
+    async fn rates(wanted: f64, used_percent: u64) -> (f64, f64) {
+        let folder = tempfile::tempdir().unwrap();
+        let counted_in = folder.path().join("stat");
+        let pace = Pace::new(1, Load::counted_in(&counted_in), CancellationToken::new());
+        let (greedy, modest) = (std::cell::Cell::new(0.0), std::cell::Cell::new(0.0));
+        let one = Used { invocations: 1, ..Used::default() };
+        let tenant = async |name: &str, done: &std::cell::Cell<f64>, per_second: f64| {
+            let mut beat = tokio::time::interval(Duration::from_secs(1).div_f64(per_second));
+            beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                beat.tick().await;
+                let turn = pace.turn(name, false).await;
+                pace.used(name, turn, one);
+                done.set(done.get() + 1.0);
+            }
+        };
+        let machine = async {
+            for beat in 1_u64.. {
+                let (used, idle) = (beat * used_percent, beat * (100 - used_percent));
+                std::fs::write(&counted_in, format!("cpu  {used} 0 0 {idle} 0 0 0 0\n")).unwrap();
+                tokio::time::sleep(LOOK_EVERY / 2).await;
+            }
+        };
+        let measured = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let before = (greedy.get(), modest.get());
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            ((greedy.get() - before.0) / 10.0, (modest.get() - before.1) / 10.0)
+        };
+        tokio::select! {
+            () = async { tokio::join!(tenant("greedy", &greedy, 900.0), tenant("modest", &modest, wanted), machine); } => unreachable!(),
+            measured = measured => measured,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_a_machine_that_is_full_who_uses_the_most_gives_way_but_not_below_the_others() {
+        for (wanted, used_percent, greedy, modest) in
+            [(10.0, 50, 200.0, 10.0), (10.0, 99, 100.0, 10.0), (140.0, 99, 154.0, 140.0), (900.0, 99, 200.0, 200.0)]
+        {
+            let (is_greedy, is_modest) = rates(wanted, used_percent).await;
+            let near = |is: f64, expected: f64| (is - expected).abs() <= expected * 0.1;
+            assert!(
+                near(is_greedy, greedy) && near(is_modest, modest),
+                "{wanted} wanted on a machine used for {used_percent} %: {is_greedy} and {is_modest}"
+            );
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_counts_is_bounded_whatever_was_used_and_however_many_are_under_way() {
-        let pace = Pace::new(1, CancellationToken::new());
+        let pace = Pace::new(1, Load::unknown(), CancellationToken::new());
         pace.saw("b");
         let boundless =
             Used { invocations: u32::MAX, cpu: Duration::from_secs(u64::from(u32::MAX)), bytes: usize::MAX };
         about(take(&pace, "a", 3, boundless).await, COUNTED_MAX * 2);
         pace.saw("b");
         let began = Instant::now();
-        futures_util::future::join_all((0..4).map(async |_| drop(pace.turn("a").await))).await;
+        futures_util::future::join_all((0..4).map(async |_| drop(pace.turn("a", false).await))).await;
         let mean = COUNTED_MAX.mul_f32(1.0 - 0.875_f32.powi(3));
         about(began.elapsed(), COUNTED_MAX + mean * 3);
     }
@@ -244,12 +398,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn once_it_is_to_stop_nobody_waits() {
         let stop = CancellationToken::new();
-        let pace = Pace::new(1, stop.clone());
+        let pace = Pace::new(1, Load::unknown(), stop.clone());
         pace.saw("b");
         let large = Used { bytes: 2 << 20, ..Used::default() };
         take(&pace, "a", 2, large).await;
         let began = Instant::now();
-        tokio::join!(async { drop(pace.turn("a").await) }, async { stop.cancel() });
+        tokio::join!(async { drop(pace.turn("a", false).await) }, async { stop.cancel() });
         take(&pace, "a", 100, large).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
     }

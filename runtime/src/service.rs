@@ -26,7 +26,7 @@ use crate::intake::queues::Queues;
 use crate::intake::source::Received;
 use crate::intake::task::Tasks;
 use crate::metrics::Metrics;
-use crate::pace::Pace;
+use crate::pace::{Load, Pace};
 use crate::registry::{Registry, Watch};
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
@@ -132,7 +132,7 @@ impl Service {
                 keep,
                 metrics: Arc::clone(&metrics),
                 timing: timing.clone(),
-                pace: Pace::new(processors, stop_courier.clone()),
+                pace: Pace::new(processors, Load::of_the_machine(), stop_courier.clone()),
                 in_flight: Arc::default(),
             });
             let all = Destinations {
@@ -151,7 +151,7 @@ impl Service {
         }
         let intake = intake.map(|IntakeParts { tasks, sandbox, registry }| {
             let (plans, in_hand, large) = (Intake::plans(), Intake::in_hand(), Intake::large());
-            let pace = Pace::new(processors, stop_intake.clone());
+            let pace = Pace::new(processors, Load::of_the_machine(), stop_intake.clone());
             let (store, tenants, metrics, tasks) =
                 (store.clone(), tenants.clone(), Arc::clone(&metrics), Arc::new(tasks));
             Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans, in_hand, large, pace })
