@@ -75,7 +75,7 @@ impl Slots {
     /// Whether this one wants more than it has.
     #[must_use]
     pub fn is_waited_for(&self, holder: &str) -> bool {
-        self.state().holders.get(holder).is_some_and(|entry| !entry.waiting.is_empty())
+        self.state().holders.get(holder).is_some_and(|entry| entry.waiting.iter().any(|give| !give.is_closed()))
     }
 
     /// A slot for one of those that compete for them. Giving up waiting for it loses nothing.

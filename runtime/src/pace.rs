@@ -5,7 +5,7 @@
 //! clock is ahead of the time, the tenant's next piece of work waits. A tenant that is alone waits for nothing.
 //!
 //! While the machine is full, whoever fills it, those who want more than their part have less of it, down to a half, but
-//! never less than what the busiest of the others uses.
+//! never less than what the busiest of the others uses and a tenth.
 
 mod load;
 
@@ -22,6 +22,7 @@ pub use load::Load;
 /// The clocks of all tenants.
 pub struct Pace {
     processors: u32,
+    load: Load,
     stop: CancellationToken,
     state: Mutex<State>,
 }
@@ -29,7 +30,6 @@ pub struct Pace {
 struct State {
     company: Company,
     clocks: HashMap<String, Clock>,
-    load: Load,
     parts: Parts,
 }
 
@@ -38,28 +38,26 @@ struct Clock {
     used_until: Instant,
     /// What a piece of work takes, as a mean of the last ones: what one that is under way is thought to take.
     mean: Duration,
-    /// Since when each piece of work has had to wait, or more has waited behind it.
-    waits: Option<Instant>,
+    /// Since when each piece of work has had to wait, or more has waited behind it; and when the last one of them came.
+    waits: Option<(Instant, Instant)>,
     /// How much of a whole part it uses, as a mean of the last second; and when that was.
     uses: f64,
     at: Instant,
 }
 
-/// How large a part is.
+/// How much of their parts the tenants use, of a whole one.
 struct Parts {
     looked: Instant,
-    /// At least, of a whole one.
-    least: f64,
     /// Who uses the most, and how much; how much whoever comes next does.
     busiest: String,
     most: f64,
     next: f64,
 }
 
-/// A piece of work that has its turn; what it is thought to take, if anybody counts.
+/// A piece of work that has its turn; what it is thought to take of a part of which size, if anybody counts.
 #[derive(Debug)]
 #[must_use]
-pub struct Turn(Option<Duration>);
+pub struct Turn(Option<(Duration, f64)>);
 
 impl Turn {
     /// Whether it was given to one who was alone.
@@ -67,6 +65,14 @@ impl Turn {
     pub const fn is_free(&self) -> bool {
         self.0.is_none()
     }
+}
+
+/// What comes for a turn.
+enum Work {
+    /// It takes so much of a whole part.
+    Known(Duration),
+    /// Nobody knows how much it takes; more of the kind may wait behind it.
+    Unknown { more_waits: bool },
 }
 
 /// What a piece of work uses.
@@ -85,8 +91,9 @@ impl Pace {
     #[must_use]
     pub fn new(processors: usize, load: Load, stop: CancellationToken) -> Self {
         let processors = u32::try_from(processors).unwrap_or(u32::MAX).max(1);
-        let (company, clocks, parts) = (Company::default(), HashMap::new(), Parts::whole());
-        Self { processors, stop, state: Mutex::new(State { company, clocks, load, parts }) }
+        let parts = Parts { looked: Instant::now(), busiest: String::new(), most: 0.0, next: 0.0 };
+        let state = State { company: Company::default(), clocks: HashMap::new(), parts };
+        Self { processors, load, stop, state: Mutex::new(state) }
     }
 
     /// The tenant is there, and does what needs no turn.
@@ -96,17 +103,19 @@ impl Pace {
 
     /// Waits for the tenant's next turn, behind which more may wait that have no turn yet.
     pub async fn turn(&self, tenant: &str, more_waits: bool) -> Turn {
-        let Some((begins, expected)) = self.reserve(tenant, None, more_waits) else { return Turn(None) };
+        let Some((begins, expected, part)) = self.reserve(tenant, Work::Unknown { more_waits }) else {
+            return Turn(None);
+        };
         self.wait(begins).await;
-        Turn(Some(expected))
+        Turn(Some((expected, part)))
     }
 
     /// Waits until the tenant may write or send so many bytes; a few wait for nothing.
     pub async fn bytes(&self, tenant: &str, bytes: usize) {
         self.saw(tenant);
         if bytes > USUAL_BYTES
-            && let Some((begins, _)) =
-                self.reserve(tenant, Some(self.time_for(Used { bytes, ..Used::default() })), false)
+            && let takes = self.time_for(Used { bytes, ..Used::default() })
+            && let Some((begins, ..)) = self.reserve(tenant, Work::Known(takes))
         {
             self.wait(begins).await;
         }
@@ -119,15 +128,12 @@ impl Pace {
         }
     }
 
-    /// When a piece of work begins, and how long it is thought to take: what it is known to take, or the mean.
-    fn reserve(&self, tenant: &str, takes: Option<Duration>, more_waits: bool) -> Option<(Instant, Duration)> {
+    /// When a piece of work begins, how long it is thought to take, and of a part of which size.
+    fn reserve(&self, tenant: &str, work: Work) -> Option<(Instant, Duration, f64)> {
         let (mut state, now) = (self.state(), Instant::now());
         state.company.saw(tenant);
         if !state.company.is_several() {
-            if !state.clocks.is_empty() {
-                state.clocks.clear();
-                state.parts = Parts::whole();
-            }
+            state.clocks.clear();
             return None;
         }
         state.look(now);
@@ -136,24 +142,30 @@ impl Pace {
             Some(clock) => clock,
             None => clocks.entry(tenant.to_owned()).or_insert_with(|| Clock::new(now)),
         };
-        if let Some(known) = takes {
-            clock.uses(known, now);
-        }
         let begins = clock.used_until.max(now.checked_sub(SAVED_MAX).unwrap_or(now));
-        clock.waits = if begins > now || more_waits { clock.waits.or(Some(now)) } else { None };
-        let takes = at_part(takes.unwrap_or(clock.mean), parts.of(tenant, clock, now));
+        let takes = match work {
+            Work::Known(takes) => {
+                clock.uses(takes, now);
+                takes
+            }
+            Work::Unknown { more_waits } => {
+                clock.comes(begins > now || more_waits, now);
+                clock.mean
+            }
+        };
+        let part = parts.of(tenant, clock, self.load.least());
+        let takes = takes.div_f64(part);
         clock.used_until = begins + takes;
-        Some((begins, takes))
+        Some((begins, takes, part))
     }
 
     /// What the work took in the end, or will take.
     pub fn used(&self, tenant: &str, turn: Turn, used: Used) {
-        let Turn(Some(expected)) = turn else { return };
-        let (took, mut state, now) = (self.time_for(used), self.state(), Instant::now());
-        let State { clocks, parts, .. } = &mut *state;
-        if let Some(clock) = clocks.get_mut(tenant) {
-            clock.uses(took, now);
-            clock.used_until = clock.used_until + at_part(took, parts.of(tenant, clock, now)) - expected;
+        let Turn(Some((expected, part))) = turn else { return };
+        let took = self.time_for(used);
+        if let Some(clock) = self.state().clocks.get_mut(tenant) {
+            clock.uses(took, Instant::now());
+            clock.used_until = clock.used_until + took.div_f64(part) - expected;
             clock.mean = (clock.mean * 7 + took) / 8;
         }
     }
@@ -173,23 +185,19 @@ impl Pace {
 }
 
 impl State {
-    /// Makes the parts smaller or larger, from time to time.
+    /// Sees who uses the most, from time to time.
     fn look(&mut self, now: Instant) {
         if now < self.parts.looked + LOOK_EVERY {
             return;
         }
-        self.parts.looked = now;
-        match self.load.share() {
-            Some(share) if share > FULL => self.parts.least = (self.parts.least * 0.8).max(PART_MIN),
-            Some(share) if share > NEARLY_FULL => {}
-            Some(_) | None => self.parts.least = (self.parts.least + 0.05).min(1.0),
+        let (mut busiest, mut most, mut next) = ("", 0.0, 0.0);
+        for (name, clock) in &self.clocks {
+            match clock.used(now) {
+                used if used > most => (busiest, most, next) = (name, used, most),
+                used => next = used.max(next),
+            }
         }
-        let mut all: Vec<_> = self.clocks.iter().map(|(name, clock)| (clock.used(now), name)).collect();
-        all.sort_by(|(one, _), (other, _)| other.total_cmp(one));
-        let mut all = all.into_iter();
-        let (most, busiest) = all.next().map(|(most, name)| (most, name.clone())).unwrap_or_default();
-        (self.parts.busiest, self.parts.most, self.parts.next) =
-            (busiest, most, all.next().map_or(0.0, |(next, _)| next));
+        self.parts = Parts { looked: now, busiest: busiest.to_owned(), most, next };
     }
 }
 
@@ -203,6 +211,18 @@ impl Clock {
         self.uses * (-now.duration_since(self.at).as_secs_f64()).exp()
     }
 
+    /// One more comes for its turn, and waits, or others behind it, or not.
+    fn comes(&mut self, waits: bool, now: Instant) {
+        let lately = |(_, last): &(Instant, Instant)| now < self.used_until.max(*last) + LOOK_EVERY;
+        let since = self.waits.filter(lately).map_or(now, |(since, _)| since);
+        self.waits = waits.then_some((since, now));
+    }
+
+    /// Whether it has waited for so long that it wants more than it has.
+    fn wants_more(&self) -> bool {
+        self.waits.is_some_and(|(since, last)| last >= since + WAITS_FOR_MORE)
+    }
+
     /// So much more.
     fn uses(&mut self, time: Duration, now: Instant) {
         (self.uses, self.at) = (self.used(now) + time.as_secs_f64(), now);
@@ -210,23 +230,14 @@ impl Clock {
 }
 
 impl Parts {
-    fn whole() -> Self {
-        Self { looked: Instant::now(), least: 1.0, busiest: String::new(), most: 0.0, next: 0.0 }
-    }
-
-    /// This one's: a whole one, or, while it wants more than that, a little more than what the busiest of the others uses.
-    fn of(&self, tenant: &str, clock: &Clock, now: Instant) -> f64 {
-        if clock.waits.is_none_or(|since| now < since + WAITS_FOR_MORE) {
+    /// This one's, where one who wants more has this at least.
+    fn of(&self, tenant: &str, clock: &Clock, least: f64) -> f64 {
+        if !clock.wants_more() {
             return 1.0;
         }
         let others = if tenant == self.busiest { self.next } else { self.most };
-        (others * 1.1).clamp(self.least, 1.0)
+        (others * 1.1).clamp(least, 1.0)
     }
-}
-
-/// How long it takes a part of this size to do what takes a whole one so long.
-fn at_part(takes: Duration, part: f64) -> Duration {
-    takes.div_f64(part).min(COUNTED_MAX)
 }
 
 /// Of each processor, a tenant's whole part is 200 invocations a second,
@@ -237,14 +248,8 @@ const CPU_PART: u32 = 4;
 const MEBIBYTE: Duration = Duration::from_secs(1);
 /// What an event or an effect usually comes to: what is larger waits for its turn where the rest waits for none.
 pub const USUAL_BYTES: usize = 16 << 10;
-/// The machine is full when more of its processors' time is used than this,
-const FULL: f64 = 0.9;
-/// and has room when it is less than this.
-const NEARLY_FULL: f64 = 0.8;
-/// On a machine that is full no part is smaller than this, of a whole one.
-const PART_MIN: f64 = 0.5;
 /// Who has had something wait for so long wants more than its part.
-const WAITS_FOR_MORE: Duration = Duration::from_secs(1);
+const WAITS_FOR_MORE: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// What was not used is saved up for so long.
 const SAVED_MAX: Duration = Duration::from_millis(100);
@@ -272,7 +277,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_is_alone_waits_for_nothing() {
-        let pace = Pace::new(2, Load::unknown(), CancellationToken::new());
+        let pace = Pace::new(2, Load::default(), CancellationToken::new());
         let used = Used { invocations: 1, cpu: Duration::from_secs(1), bytes: 1 << 20 };
         assert_eq!(take(&pace, "a", 1_000, used).await, Duration::ZERO);
     }
@@ -280,7 +285,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn in_company_each_has_its_part_of_the_machine() {
         for processors in [1, 2, 16] {
-            let pace = Pace::new(processors, Load::unknown(), CancellationToken::new());
+            let pace = Pace::new(processors, Load::default(), CancellationToken::new());
             let per_processor = |seconds: u64| Duration::from_secs(seconds) / u32::try_from(processors).unwrap();
             pace.saw("b");
             let many = Used { invocations: 1, ..Used::default() };
@@ -298,7 +303,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_under_way_at_the_same_time_are_counted_as_what_they_are_thought_to_take() {
-        let pace = Pace::new(1, Load::unknown(), CancellationToken::new());
+        let pace = Pace::new(1, Load::default(), CancellationToken::new());
         pace.saw("b");
         let used = Used { invocations: 1, cpu: Duration::from_millis(50), bytes: 0 };
         take(&pace, "a", 30, used).await;
@@ -316,7 +321,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn of_many_large_ones_at_the_same_time_each_waits_for_those_before_it() {
-        let pace = Pace::new(1, Load::unknown(), CancellationToken::new());
+        let pace = Pace::new(1, Load::default(), CancellationToken::new());
         pace.saw("b");
         let began = Instant::now();
         let all = (0..4).map(async |_| {
@@ -330,12 +335,10 @@ mod tests {
         about(began.elapsed(), Duration::from_secs(3));
     }
 
-    /// What two tenants do in a second, of whom one wants so much and the other all it can get, on a machine of one processor
-    /// that is used for this share.
-    async fn rates(wanted: f64, used_percent: u64) -> (f64, f64) {
-        let folder = tempfile::tempdir().unwrap();
-        let counted_in = folder.path().join("stat");
-        let pace = Pace::new(1, Load::counted_in(&counted_in), CancellationToken::new());
+    /// What two tenants do in a second of whom one wants so much and the other all it can get, on a machine of one processor
+    /// on which a part is at least so large.
+    async fn rates(wanted: f64, least: f64) -> (f64, f64) {
+        let pace = Pace::new(1, Load::fixed(least), CancellationToken::new());
         let (greedy, modest) = (std::cell::Cell::new(0.0), std::cell::Cell::new(0.0));
         let one = Used { invocations: 1, ..Used::default() };
         let tenant = async |name: &str, done: &std::cell::Cell<f64>, per_second: f64| {
@@ -343,16 +346,11 @@ mod tests {
             beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 beat.tick().await;
-                let turn = pace.turn(name, false).await;
+                let turn = pace.turn(name, name == "greedy").await;
+                // Large ones now and then tell nobody that nothing waits.
+                pace.bytes(name, USUAL_BYTES + 1).await;
                 pace.used(name, turn, one);
                 done.set(done.get() + 1.0);
-            }
-        };
-        let machine = async {
-            for beat in 1_u64.. {
-                let (used, idle) = (beat * used_percent, beat * (100 - used_percent));
-                std::fs::write(&counted_in, format!("cpu  {used} 0 0 {idle} 0 0 0 0\n")).unwrap();
-                tokio::time::sleep(LOOK_EVERY / 2).await;
             }
         };
         let measured = async {
@@ -361,29 +359,44 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(10)).await;
             ((greedy.get() - before.0) / 10.0, (modest.get() - before.1) / 10.0)
         };
+        let (all, some) = (tenant("greedy", &greedy, 900.0), tenant("modest", &modest, wanted));
         tokio::select! {
-            () = async { tokio::join!(tenant("greedy", &greedy, 900.0), tenant("modest", &modest, wanted), machine); } => unreachable!(),
+            () = async { tokio::join!(all, some); } => unreachable!("they go on"),
             measured = measured => measured,
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn on_a_machine_that_is_full_who_uses_the_most_gives_way_but_not_below_the_others() {
-        for (wanted, used_percent, greedy, modest) in
-            [(10.0, 50, 200.0, 10.0), (10.0, 99, 100.0, 10.0), (140.0, 99, 154.0, 140.0), (900.0, 99, 200.0, 200.0)]
+    async fn on_a_machine_that_is_full_who_wants_more_gives_way_but_not_below_the_others() {
+        for (wanted, least, greedy, modest) in
+            [(10.0, 1.0, 200.0, 10.0), (10.0, 0.5, 100.0, 10.0), (140.0, 0.5, 154.0, 140.0), (900.0, 0.5, 200.0, 200.0)]
         {
-            let (is_greedy, is_modest) = rates(wanted, used_percent).await;
-            let near = |is: f64, expected: f64| (is - expected).abs() <= expected * 0.1;
+            let (is_greedy, is_modest) = rates(wanted, least).await;
+            let near = |is: f64, expected: f64| (is - expected).abs() <= expected * 0.03;
             assert!(
                 near(is_greedy, greedy) && near(is_modest, modest),
-                "{wanted} wanted on a machine used for {used_percent} %: {is_greedy} and {is_modest}"
+                "{wanted} wanted, {least} of a part at least: {is_greedy} and {is_modest}"
             );
         }
     }
 
     #[tokio::test(start_paused = true)]
+    async fn only_who_has_waited_all_the_time_wants_more() {
+        let mut clock = Clock::new(Instant::now());
+        let mut comes = async |waits: bool, after_ms: u64| {
+            tokio::time::advance(Duration::from_millis(after_ms)).await;
+            clock.comes(waits, Instant::now());
+            clock.wants_more()
+        };
+        assert!(!comes(true, 0).await && !comes(true, 200).await && !comes(true, 200).await);
+        assert!(comes(true, 200).await, "for more than half a second");
+        assert!(!comes(false, 1).await && !comes(true, 1).await, "there was one that waited for nothing");
+        assert!(!comes(true, 5_000).await, "and one long after it begins anew");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_counts_is_bounded_whatever_was_used_and_however_many_are_under_way() {
-        let pace = Pace::new(1, Load::unknown(), CancellationToken::new());
+        let pace = Pace::new(1, Load::default(), CancellationToken::new());
         pace.saw("b");
         let boundless =
             Used { invocations: u32::MAX, cpu: Duration::from_secs(u64::from(u32::MAX)), bytes: usize::MAX };
@@ -398,7 +411,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn once_it_is_to_stop_nobody_waits() {
         let stop = CancellationToken::new();
-        let pace = Pace::new(1, Load::unknown(), stop.clone());
+        let pace = Pace::new(1, Load::default(), stop.clone());
         pace.saw("b");
         let large = Used { bytes: 2 << 20, ..Used::default() };
         take(&pace, "a", 2, large).await;

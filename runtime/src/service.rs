@@ -119,7 +119,8 @@ impl Service {
         let (stop_intake, handlers) = (CancellationToken::new(), TaskTracker::new());
         let (stop_courier, attempts) = (CancellationToken::new(), TaskTracker::new());
         let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());
-        let connections = TaskTracker::new();
+        let (connections, load) = (TaskTracker::new(), Load::default());
+        housekeeping.spawn(load.clone().watch(stop_housekeeping.clone()));
         let gone = Gone::of_an_earlier_start(&store, &tenants.now(), &wanted.accounts).await?;
         let gone = gone.of(intake.is_some(), courier.is_some());
         let mut destinations = None;
@@ -132,7 +133,7 @@ impl Service {
                 keep,
                 metrics: Arc::clone(&metrics),
                 timing: timing.clone(),
-                pace: Pace::new(processors, Load::of_the_machine(), stop_courier.clone()),
+                pace: Pace::new(processors, load.clone(), stop_courier.clone()),
                 in_flight: Arc::default(),
             });
             let all = Destinations {
@@ -151,7 +152,7 @@ impl Service {
         }
         let intake = intake.map(|IntakeParts { tasks, sandbox, registry }| {
             let (plans, in_hand, large) = (Intake::plans(), Intake::in_hand(), Intake::large());
-            let pace = Pace::new(processors, Load::of_the_machine(), stop_intake.clone());
+            let pace = Pace::new(processors, load.clone(), stop_intake.clone());
             let (store, tenants, metrics, tasks) =
                 (store.clone(), tenants.clone(), Arc::clone(&metrics), Arc::new(tasks));
             Arc::new(Intake { tenants, tasks, registry, sandbox, store, metrics, timing, plans, in_hand, large, pace })

@@ -117,7 +117,10 @@ impl StoreError {
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Address(_) | Self::Newer { .. } => true,
-            Self::Open { source, .. } => source.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase),
+            Self::Open { source, .. } => {
+                let code = source.sqlite_error_code();
+                matches!(code, Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt))
+            }
             Self::System { .. } | Self::Rejected(_) | Self::Busy | Self::Read(_) | Self::Closed => false,
         }
     }

@@ -41,25 +41,25 @@ pub(super) async fn isolation(broker: &Broker) -> Result<()> {
     let capacity = capacity(broker).await?;
     let rate = (capacity / 5.0) as u32;
     println!("    capacity {capacity:.0} events/s, one mail each; blue is offered {rate}/s for {SECONDS} s");
-    let mut quiet = Took::default();
+    let mut quiet_p99s = Vec::new();
     let mut attacked_p99s = Vec::new();
     // Quiet before and after, so that a machine that changes meanwhile is neither for nor against.
     let attacks = ATTACKS.map(|(name, attack)| (name, Some(attack)));
     for (name, attack) in [("quiet", None)].into_iter().chain(attacks).chain([("quiet again", None)]) {
         let took = attacked(broker, rate, SECONDS, attack).await?;
-        let (mails, bare) = (Quantiles::of(took.mails.clone()), Quantiles::of(took.bare.clone()));
+        let (mails, bare) = (Quantiles::of(took.mails), Quantiles::of(took.bare));
         println!(
             "    {name:34} p50 {:>9.1?}  p99 {:>9.1?}  broker {:>9.1?} {:>9.1?}",
             mails.p50, mails.p99, bare.p50, bare.p99
         );
         match attack {
-            None => quiet.mails.extend(took.mails),
+            None => quiet_p99s.push(mails.p99),
             Some(_) => attacked_p99s.push((name, mails.p99)),
         }
     }
-    let quiet = Quantiles::of(quiet.mails);
-    let aim = quiet.p99 * 2 + Duration::from_millis(10);
-    println!("    quiet, both together: p99 {:.1?}; the aim is at most twice that and 10 ms, {aim:.1?}", quiet.p99);
+    let quiet = quiet_p99s.iter().sum::<Duration>() / u32::try_from(quiet_p99s.len())?;
+    let aim = quiet * 2 + Duration::from_millis(10);
+    println!("    quiet, the mean of both: p99 {quiet:.1?}; the aim is at most twice that and 10 ms, {aim:.1?}");
     for (name, p99) in attacked_p99s {
         println!(
             "    {name:34} {} {:.2} of it",
@@ -117,7 +117,8 @@ impl Neighbours {
 
     fn mailed(&self, tenant: &str) -> usize {
         let accepted = self.accepted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        accepted.keys().filter(|to| to.ends_with(&format!("@{tenant}.example.com"))).count()
+        let address = format!("@{tenant}.example.com");
+        accepted.keys().filter(|to| to.ends_with(&address)).count()
     }
 }
 
@@ -140,7 +141,6 @@ async fn capacity(broker: &Broker) -> Result<f64> {
 }
 
 /// How long blue's mails take, and how long its messages take to a consumer that does nothing.
-#[derive(Default)]
 struct Took {
     mails: Vec<Duration>,
     bare: Vec<Duration>,
