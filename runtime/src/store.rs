@@ -72,12 +72,12 @@ pub enum StoreError {
     #[error("expected sqlite:<path>, found {0:?}")]
     Address(String),
     /// The database cannot be opened or migrated.
-    #[error("open {path}: {source}")]
+    #[error("open {path}: {cause}")]
     Open {
         /// The file.
         path: PathBuf,
         /// What the engine says.
-        source: rusqlite::Error,
+        cause: rusqlite::Error,
     },
     /// A later version of this program made it.
     #[error("open {path}: a later version made it: its schema is {version}, the latest known here is {known}")]
@@ -90,12 +90,12 @@ pub enum StoreError {
         known: usize,
     },
     /// Its threads cannot be started, or its file not be made.
-    #[error("open {path}: {source}")]
+    #[error("open {path}: {cause}")]
     System {
         /// The file.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The engine refuses this one write for what it contains.
     #[error("the database refuses it: {0}")]
@@ -117,8 +117,8 @@ impl StoreError {
     pub fn is_lasting(&self) -> bool {
         match self {
             Self::Address(_) | Self::Newer { .. } => true,
-            Self::Open { source, .. } => {
-                let code = source.sqlite_error_code();
+            Self::Open { cause, .. } => {
+                let code = cause.sqlite_error_code();
                 matches!(code, Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt))
             }
             Self::System { .. } | Self::Rejected(_) | Self::Busy | Self::Read(_) | Self::Closed => false,
@@ -138,7 +138,7 @@ impl Store {
         let path =
             path.filter(|path| !path.is_empty()).ok_or_else(|| StoreError::Address(without_password(address)))?;
         let path = PathBuf::from(path);
-        let system = |source| StoreError::System { path: path.clone(), source };
+        let system = |cause| StoreError::System { path: path.clone(), cause };
         create_for_us_alone(&path).map_err(system)?;
         let opening = path.clone();
         let opened = tokio::task::spawn_blocking(move || sqlite::open(&opening)).await;

@@ -247,11 +247,11 @@ pub(super) async fn roll_back(arguments: &RollbackArguments, environment: &Envir
 
 pub(super) async fn quarantine(which: &Which, environment: &Environment) -> anyhow::Result<()> {
     let opened = Opened::new(&which.source, environment).await?;
-    let deployed = opened.deployed().await?;
+    let (deployed, mut none) = (opened.deployed().await?, Vec::new());
     for tenant in opened.tenants(&which.plugin, which.tenant.as_deref())? {
         let (name, plugin) = (tenant.name.clone(), which.plugin.clone());
         let Some(live) = deployed.get(&(name.clone(), plugin.clone())) else {
-            say!("{name}/{plugin}  has not run yet");
+            none.push(name);
             continue;
         };
         let (digest, reason) = (live.digest, Quarantined::BY_OPERATOR.to_owned());
@@ -260,6 +260,10 @@ pub(super) async fn quarantine(which: &Which, environment: &Environment) -> anyh
         say!("{}/{}  quarantined", tenant.name, which.plugin);
     }
     opened.close().await;
+    if !none.is_empty() {
+        let (plugin, tenants) = (&which.plugin, none.join(", "));
+        bail!("expected a version of {plugin} that has run, found none for {tenants}: it is not quarantined there");
+    }
     Ok(())
 }
 

@@ -36,7 +36,7 @@ fn with(path: &Path, access: OpenFlags) -> Result<Connection> {
 
 /// Connects to a database that is there and up to date, whoever else makes it at the same time.
 pub(in crate::store) fn open(path: &Path) -> std::result::Result<Connection, StoreError> {
-    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let failed = |cause| StoreError::Open { path: path.to_owned(), cause };
     let began = Instant::now();
     let mut connection = loop {
         match connect(path) {
