@@ -4,8 +4,7 @@
 //! others do takes long. So what is used goes onto the tenant's clock, at the rate of its part of the machine. While the
 //! clock is ahead of the time, the tenant's next piece of work waits. A tenant that is alone waits for nothing.
 //!
-//! While the machine is full, whoever fills it, those who want more than their part have less of it, down to a half, but
-//! never less than what the busiest of the others uses and a tenth.
+//! While the machine is full, whoever fills it, those who want more than their part have less of it, down to a half.
 
 mod load;
 
@@ -27,10 +26,10 @@ pub struct Pace {
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
     company: Company,
     clocks: HashMap<String, Clock>,
-    parts: Parts,
 }
 
 struct Clock {
@@ -40,18 +39,6 @@ struct Clock {
     mean: Duration,
     /// Since when each piece of work has had to wait, or more has waited behind it; and when the last one of them came.
     waits: Option<(Instant, Instant)>,
-    /// How much of a whole part it uses, as a mean of the last second; and when that was.
-    uses: f64,
-    at: Instant,
-}
-
-/// How much of their parts the tenants use, of a whole one.
-struct Parts {
-    looked: Instant,
-    /// Who uses the most, and how much; how much whoever comes next does.
-    busiest: String,
-    most: f64,
-    next: f64,
 }
 
 /// A piece of work that has its turn; what it is thought to take of a part of which size, if anybody counts.
@@ -91,9 +78,7 @@ impl Pace {
     #[must_use]
     pub fn new(processors: usize, load: Load, stop: CancellationToken) -> Self {
         let processors = u32::try_from(processors).unwrap_or(u32::MAX).max(1);
-        let parts = Parts { looked: Instant::now(), busiest: String::new(), most: 0.0, next: 0.0 };
-        let state = State { company: Company::default(), clocks: HashMap::new(), parts };
-        Self { processors, load, stop, state: Mutex::new(state) }
+        Self { processors, load, stop, state: Mutex::default() }
     }
 
     /// The tenant is there, and does what needs no turn.
@@ -136,24 +121,19 @@ impl Pace {
             state.clocks.clear();
             return None;
         }
-        state.look(now);
-        let State { clocks, parts, .. } = &mut *state;
-        let clock = match clocks.get_mut(tenant) {
+        let clock = match state.clocks.get_mut(tenant) {
             Some(clock) => clock,
-            None => clocks.entry(tenant.to_owned()).or_insert_with(|| Clock::new(now)),
+            None => state.clocks.entry(tenant.to_owned()).or_insert_with(|| Clock::new(now)),
         };
         let begins = clock.used_until.max(now.checked_sub(SAVED_MAX).unwrap_or(now));
         let takes = match work {
-            Work::Known(takes) => {
-                clock.uses(takes, now);
-                takes
-            }
+            Work::Known(takes) => takes,
             Work::Unknown { more_waits } => {
                 clock.comes(begins > now || more_waits, now);
                 clock.mean
             }
         };
-        let part = parts.of(tenant, clock, self.load.least());
+        let part = if clock.wants_more() { self.load.least() } else { 1.0 };
         let takes = takes.div_f64(part);
         clock.used_until = begins + takes;
         Some((begins, takes, part))
@@ -164,7 +144,6 @@ impl Pace {
         let Turn(Some((expected, part))) = turn else { return };
         let took = self.time_for(used);
         if let Some(clock) = self.state().clocks.get_mut(tenant) {
-            clock.uses(took, Instant::now());
             clock.used_until = clock.used_until + took.div_f64(part) - expected;
             clock.mean = (clock.mean * 7 + took) / 8;
         }
@@ -184,31 +163,9 @@ impl Pace {
     }
 }
 
-impl State {
-    /// Sees who uses the most, from time to time.
-    fn look(&mut self, now: Instant) {
-        if now < self.parts.looked + LOOK_EVERY {
-            return;
-        }
-        let (mut busiest, mut most, mut next) = ("", 0.0, 0.0);
-        for (name, clock) in &self.clocks {
-            match clock.used(now) {
-                used if used > most => (busiest, most, next) = (name, used, most),
-                used => next = used.max(next),
-            }
-        }
-        self.parts = Parts { looked: now, busiest: busiest.to_owned(), most, next };
-    }
-}
-
 impl Clock {
     fn new(now: Instant) -> Self {
-        Self { used_until: now, mean: Duration::ZERO, waits: None, uses: 0.0, at: now }
-    }
-
-    /// How much of a whole part it uses.
-    fn used(&self, now: Instant) -> f64 {
-        self.uses * (-now.duration_since(self.at).as_secs_f64()).exp()
+        Self { used_until: now, mean: Duration::ZERO, waits: None }
     }
 
     /// One more comes for its turn, and waits, or others behind it, or not.
@@ -221,22 +178,6 @@ impl Clock {
     /// Whether it has waited for so long that it wants more than it has.
     fn wants_more(&self) -> bool {
         self.waits.is_some_and(|(since, last)| last >= since + WAITS_FOR_MORE)
-    }
-
-    /// So much more.
-    fn uses(&mut self, time: Duration, now: Instant) {
-        (self.uses, self.at) = (self.used(now) + time.as_secs_f64(), now);
-    }
-}
-
-impl Parts {
-    /// This one's, where one who wants more has this at least.
-    fn of(&self, tenant: &str, clock: &Clock, least: f64) -> f64 {
-        if !clock.wants_more() {
-            return 1.0;
-        }
-        let others = if tenant == self.busiest { self.next } else { self.most };
-        (others * 1.1).clamp(least, 1.0)
     }
 }
 
@@ -347,8 +288,10 @@ mod tests {
             loop {
                 beat.tick().await;
                 let turn = pace.turn(name, name == "greedy").await;
-                // Large ones now and then tell nobody that nothing waits.
-                pace.bytes(name, USUAL_BYTES + 1).await;
+                if name == "greedy" {
+                    // A large one that does not wait does not say that nothing waits.
+                    pace.bytes(name, USUAL_BYTES + 1).await;
+                }
                 pace.used(name, turn, one);
                 done.set(done.get() + 1.0);
             }
@@ -367,9 +310,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn on_a_machine_that_is_full_who_wants_more_gives_way_but_not_below_the_others() {
+    async fn on_a_machine_that_is_full_who_wants_more_gives_way() {
         for (wanted, least, greedy, modest) in
-            [(10.0, 1.0, 200.0, 10.0), (10.0, 0.5, 100.0, 10.0), (140.0, 0.5, 154.0, 140.0), (900.0, 0.5, 200.0, 200.0)]
+            [(10.0, 1.0, 200.0, 10.0), (10.0, 0.5, 100.0, 10.0), (140.0, 0.5, 100.0, 140.0), (900.0, 0.5, 100.0, 100.0)]
         {
             let (is_greedy, is_modest) = rates(wanted, least).await;
             let near = |is: f64, expected: f64| (is - expected).abs() <= expected * 0.03;
