@@ -10,14 +10,14 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
 use crate::pace::Pace;
 use crate::retry;
-use crate::store::{Claimed, Claimer, Finished, LEASE_MS, Next, Store, StoreError, now_ms};
+use crate::store::{Claimed, Claimer, Finished, Given, LEASE_MS, Next, Store, StoreError, now_ms};
 use crate::tenant::{TENANT_REMOVED, Tenants};
 use crate::timing::Timing;
 use sinks::Sink;
@@ -104,37 +104,34 @@ impl Courier {
         let claimer = Claimer { owner: self.owner.clone(), destination, slots };
         let Ok(mut claims) = self.store.claims(claimer).await else { return };
         loop {
-            let claimed = tokio::select! {
-                claimed = claims.next() => claimed,
+            let given = tokio::select! {
+                given = claims.next() => given,
                 () = stop.cancelled() => break,
             };
-            match claimed {
-                Some(claimed) => self.begin(&sink, claimed, &tracker),
+            match given {
+                Some(given) => self.begin(&sink, given, &tracker),
                 None => return,
             }
         }
         if self.store.end_claims(&claims).await.is_ok() {
-            while let Some(claimed) = claims.next().await {
-                self.begin(&sink, claimed, &tracker);
+            while let Some(given) = claims.next().await {
+                self.begin(&sink, given, &tracker);
             }
         }
     }
 
     /// Begins an attempt that was claimed.
-    fn begin(
-        self: &Arc<Self>,
-        sink: &Arc<Sink>,
-        claimed: Result<(Claimed, OwnedSemaphorePermit), StoreError>,
-        tracker: &TaskTracker,
-    ) {
-        let (claimed, slot) = match claimed {
-            Ok(claimed) => claimed,
+    fn begin(self: &Arc<Self>, sink: &Arc<Sink>, given: Result<Given, StoreError>, tracker: &TaskTracker) {
+        let Given { claimed, slot, more_wait } = match given {
+            Ok(given) => given,
             Err(error) => return tracing::error!(%error, "claim"),
         };
+        // Of a sink that does one thing after the other it says nothing.
+        let more_wait = more_wait && sink.concurrency() > 1;
         let (in_flight, sink, id) = (InFlight::begin(self, claimed.seq), Arc::clone(sink), claimed.id);
         tracker.spawn(async move {
             let courier = Arc::clone(&in_flight.courier);
-            let finished = courier.attempt(&sink, claimed).await;
+            let finished = courier.attempt(&sink, claimed, more_wait).await;
             if let Err(error) = courier.store.finish(finished, Some(slot)).await {
                 tracing::error!(effect = %id, %error, "a receipt was not recorded: the effect is in doubt");
             }
@@ -142,8 +139,8 @@ impl Courier {
         });
     }
 
-    async fn attempt(&self, sink: &Sink, claimed: Claimed) -> Finished {
-        self.pace.bytes(&claimed.tenant, claimed.effect.bytes()).await;
+    async fn attempt(&self, sink: &Sink, claimed: Claimed, more_wait: bool) -> Finished {
+        self.pace.send(&claimed.tenant, claimed.effect.bytes(), more_wait).await;
         let began = Instant::now();
         let receipt = match self.still_granted(&claimed) {
             Err(why) => Receipt::Refused(why),

@@ -193,7 +193,7 @@ impl Drop for Slot {
 }
 
 /// For how long one who competed is one who may do so again.
-const REMEMBERED: Duration = Duration::from_secs(10);
+pub const REMEMBERED: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -90,7 +90,7 @@ impl Intake {
     /// delays the others little.
     #[must_use]
     pub fn in_hand() -> Slots {
-        Slots::with_more_alone(usize::MAX, IN_HAND_IN_COMPANY_MAX, Self::IN_HAND_MAX.into())
+        Slots::with_more_alone(usize::MAX, IN_HAND_IN_COMPANY_MAX, IN_HAND_ALONE_MAX)
     }
 
     /// Large outcomes on their way to the database at the same time, of each tenant: so few that they delay another tenant
@@ -100,8 +100,8 @@ impl Intake {
         Slots::with_more_alone(usize::MAX, 1, 3)
     }
 
-    /// Deliveries of one tenant in hand at the same time.
-    pub const IN_HAND_MAX: u16 = 256;
+    /// Deliveries of one tenant that its source sends ahead of their acks.
+    pub const PREFETCH: u16 = 256;
 
     /// Takes in what a tenant's source delivers until it ends; each delivery is handled by a task of its own.
     pub async fn run(self: Arc<Self>, tenant: String, mut received: mpsc::Receiver<Received>, tracker: TaskTracker) {
@@ -172,7 +172,7 @@ impl Intake {
     async fn may_write(&self, tenant: &str, bytes: usize) -> Option<Slot> {
         self.large.saw(tenant);
         let slot = if bytes > LARGE_BYTES { Some(self.large.take(tenant).await) } else { None };
-        self.pace.bytes(tenant, bytes).await;
+        self.pace.write(tenant, bytes).await;
         slot
     }
 
@@ -438,6 +438,8 @@ fn is_fresh(event: &Event, received_ms: i64) -> bool {
 const FRESH_MS: i64 = 60_000;
 /// What is larger delays others noticeably: as a transaction, or waiting in memory.
 const LARGE_BYTES: usize = 64 << 10;
-/// Deliveries of one tenant in hand while others have some too.
-const IN_HAND_IN_COMPANY_MAX: usize = 12;
+/// Deliveries of one tenant in hand while others have some too, and while it is alone: enough to keep the machine busy,
+/// and done soon when somebody comes.
+const IN_HAND_IN_COMPANY_MAX: usize = 24;
+const IN_HAND_ALONE_MAX: usize = 64;
 const LOOK_EVERY: Duration = Duration::from_secs(1);

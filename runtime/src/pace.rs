@@ -4,7 +4,8 @@
 //! others do takes long. So what is used goes onto the tenant's clock, at the rate of its part of the machine. While the
 //! clock is ahead of the time, the tenant's next piece of work waits. A tenant that is alone waits for nothing.
 //!
-//! While the machine is full, whoever fills it, those who want more than their part have less of it, down to a half.
+//! While the machine is full, whoever fills it, those who want more than their part give way to those who do not: they
+//! have less of it, down to a tenth. Where all want more there is nobody to give way to.
 
 mod load;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::fair::Company;
+use crate::fair::{self, Company};
 pub use load::Load;
 
 /// The clocks of all tenants.
@@ -33,6 +34,8 @@ struct State {
 }
 
 struct Clock {
+    /// When the tenant did anything.
+    seen: Instant,
     /// Until when the tenant's part is used up, by what is done and by what is under way.
     used_until: Instant,
     /// What a piece of work takes, as a mean of the last ones: what one that is under way is thought to take.
@@ -54,12 +57,13 @@ impl Turn {
     }
 }
 
-/// What comes for a turn.
-enum Work {
-    /// It takes so much of a whole part.
-    Known(Duration),
-    /// Nobody knows how much it takes; more of the kind may wait behind it.
-    Unknown { more_waits: bool },
+/// What comes for its turn.
+#[derive(Clone, Copy)]
+struct Work {
+    /// So much of a whole part; what the last ones took, where nobody knows.
+    takes: Option<Duration>,
+    /// Whether more waits behind it, where that says something about the tenant.
+    more_wait: Option<bool>,
 }
 
 /// What a piece of work uses.
@@ -67,9 +71,11 @@ enum Work {
 pub struct Used {
     /// Invocations.
     pub invocations: u32,
+    /// Effects that are sent.
+    pub effects: u32,
     /// On a processor, by guests.
     pub cpu: Duration,
-    /// Written or sent; a few are for nothing.
+    /// Written or sent; what is usual is for nothing.
     pub bytes: usize,
 }
 
@@ -83,25 +89,36 @@ impl Pace {
 
     /// The tenant is there, and does what needs no turn.
     pub fn saw(&self, tenant: &str) {
-        self.state().company.saw(tenant);
+        let _ = self.state().saw(tenant, Instant::now());
     }
 
-    /// Waits for the tenant's next turn, behind which more may wait that have no turn yet.
-    pub async fn turn(&self, tenant: &str, more_waits: bool) -> Turn {
-        let Some((begins, expected, part)) = self.reserve(tenant, Work::Unknown { more_waits }) else {
+    /// Waits for the tenant's next turn, behind which more may wait.
+    pub async fn turn(&self, tenant: &str, more_wait: bool) -> Turn {
+        let Some((begins, expected, part)) = self.reserve(tenant, Work { takes: None, more_wait: Some(more_wait) })
+        else {
             return Turn(None);
         };
         self.wait(begins).await;
         Turn(Some((expected, part)))
     }
 
-    /// Waits until the tenant may write or send so many bytes; a few wait for nothing.
-    pub async fn bytes(&self, tenant: &str, bytes: usize) {
+    /// Waits until the tenant may write so many bytes; what is usual waits for nothing.
+    pub async fn write(&self, tenant: &str, bytes: usize) {
         self.saw(tenant);
-        if bytes > USUAL_BYTES
-            && let takes = self.time_for(Used { bytes, ..Used::default() })
-            && let Some((begins, ..)) = self.reserve(tenant, Work::Known(takes))
-        {
+        if bytes > USUAL_BYTES {
+            let takes = self.time_for(Used { bytes, ..Used::default() });
+            self.its_turn(tenant, Work { takes: Some(takes), more_wait: None }).await;
+        }
+    }
+
+    /// Waits until the tenant may send an effect of so many bytes, behind which more may wait.
+    pub async fn send(&self, tenant: &str, bytes: usize, more_wait: bool) {
+        let takes = self.time_for(Used { effects: 1, bytes, ..Used::default() });
+        self.its_turn(tenant, Work { takes: Some(takes), more_wait: Some(more_wait) }).await;
+    }
+
+    async fn its_turn(&self, tenant: &str, work: Work) {
+        if let Some((begins, ..)) = self.reserve(tenant, work) {
             self.wait(begins).await;
         }
     }
@@ -116,36 +133,29 @@ impl Pace {
     /// When a piece of work begins, how long it is thought to take, and of a part of which size.
     fn reserve(&self, tenant: &str, work: Work) -> Option<(Instant, Duration, f64)> {
         let (mut state, now) = (self.state(), Instant::now());
-        state.company.saw(tenant);
+        let clock = state.saw(tenant, now)?;
+        let begins = clock.used_until.max(now.checked_sub(SAVED_MAX).unwrap_or(now));
+        if let Some(more_wait) = work.more_wait {
+            clock.comes(begins > now || more_wait, now);
+        }
+        let takes = work.takes.unwrap_or(clock.mean);
         if !state.company.is_several() {
-            state.clocks.clear();
             return None;
         }
-        let clock = match state.clocks.get_mut(tenant) {
-            Some(clock) => clock,
-            None => state.clocks.entry(tenant.to_owned()).or_insert_with(|| Clock::new(now)),
-        };
-        let begins = clock.used_until.max(now.checked_sub(SAVED_MAX).unwrap_or(now));
-        let takes = match work {
-            Work::Known(takes) => takes,
-            Work::Unknown { more_waits } => {
-                clock.comes(begins > now || more_waits, now);
-                clock.mean
-            }
-        };
-        let part = if clock.wants_more() { self.load.least() } else { 1.0 };
+        let part = if state.gives_way(tenant, now) { self.load.least() } else { 1.0 };
         let takes = takes.div_f64(part);
-        clock.used_until = begins + takes;
+        state.clocks.get_mut(tenant)?.used_until = begins + takes;
         Some((begins, takes, part))
     }
 
     /// What the work took in the end, or will take.
     pub fn used(&self, tenant: &str, turn: Turn, used: Used) {
-        let Turn(Some((expected, part))) = turn else { return };
         let took = self.time_for(used);
-        if let Some(clock) = self.state().clocks.get_mut(tenant) {
+        let mut state = self.state();
+        let Some(clock) = state.clocks.get_mut(tenant) else { return };
+        clock.mean = (clock.mean * 7 + took) / 8;
+        if let Turn(Some((expected, part))) = turn {
             clock.used_until = clock.used_until + took.div_f64(part) - expected;
-            clock.mean = (clock.mean * 7 + took) / 8;
         }
     }
 
@@ -153,6 +163,7 @@ impl Pace {
     fn time_for(&self, used: Used) -> Duration {
         let bytes = u32::try_from(used.bytes.saturating_sub(USUAL_BYTES)).unwrap_or(u32::MAX);
         let of_one = (INVOCATION.saturating_mul(used.invocations))
+            .saturating_add(EFFECT.saturating_mul(used.effects))
             .saturating_add(used.cpu.saturating_mul(CPU_PART))
             .saturating_add((MEBIBYTE / (1 << 20)).saturating_mul(bytes));
         (of_one / self.processors).min(COUNTED_MAX)
@@ -163,26 +174,58 @@ impl Pace {
     }
 }
 
+impl State {
+    /// The tenant does something; its clock, which stands still while it is alone.
+    fn saw(&mut self, tenant: &str, now: Instant) -> Option<&mut Clock> {
+        self.company.saw(tenant);
+        if !self.clocks.contains_key(tenant) {
+            self.clocks.insert(tenant.to_owned(), Clock::new(now));
+        }
+        let is_alone = !self.company.is_several();
+        if is_alone && self.clocks.len() > 1 {
+            self.clocks.retain(|name, _| name == tenant);
+        }
+        let clock = self.clocks.get_mut(tenant)?;
+        clock.seen = now;
+        if is_alone {
+            clock.used_until = clock.used_until.min(now);
+        }
+        Some(clock)
+    }
+
+    /// Whether the tenant wants more than its part, and somebody is there who does not.
+    fn gives_way(&self, tenant: &str, now: Instant) -> bool {
+        let is_content = |clock: &Clock| now < clock.seen + fair::REMEMBERED && !clock.wants_more(now);
+        self.clocks.get(tenant).is_some_and(|clock| clock.wants_more(now)) && self.clocks.values().any(is_content)
+    }
+}
+
 impl Clock {
     fn new(now: Instant) -> Self {
-        Self { used_until: now, mean: Duration::ZERO, waits: None }
+        Self { seen: now, used_until: now, mean: Duration::ZERO, waits: None }
     }
 
     /// One more comes for its turn, and waits, or others behind it, or not.
     fn comes(&mut self, waits: bool, now: Instant) {
-        let lately = |(_, last): &(Instant, Instant)| now < self.used_until.max(*last) + LOOK_EVERY;
-        let since = self.waits.filter(lately).map_or(now, |(since, _)| since);
+        let since = self.waits(now).map_or(now, |(since, _)| since);
         self.waits = waits.then_some((since, now));
     }
 
+    /// Since when what comes has had to wait, and when the last of it came, unless that was long ago.
+    fn waits(&self, now: Instant) -> Option<(Instant, Instant)> {
+        self.waits.filter(|(_, last)| now < self.used_until.max(*last) + LOOK_EVERY)
+    }
+
     /// Whether it has waited for so long that it wants more than it has.
-    fn wants_more(&self) -> bool {
-        self.waits.is_some_and(|(since, last)| last >= since + WAITS_FOR_MORE)
+    fn wants_more(&self, now: Instant) -> bool {
+        self.waits(now).is_some_and(|(since, last)| last >= since + WAITS_FOR_MORE)
     }
 }
 
 /// Of each processor, a tenant's whole part is 200 invocations a second,
 const INVOCATION: Duration = Duration::from_millis(5);
+/// or 400 effects,
+const EFFECT: Duration = Duration::from_micros(2_500);
 /// or a quarter of its time for guests,
 const CPU_PART: u32 = 4;
 /// or a mebibyte a second beyond what is usual.
@@ -190,7 +233,7 @@ const MEBIBYTE: Duration = Duration::from_secs(1);
 /// What an event or an effect usually comes to: what is larger waits for its turn where the rest waits for none.
 pub const USUAL_BYTES: usize = 16 << 10;
 /// Who has had something wait for so long wants more than its part.
-const WAITS_FOR_MORE: Duration = Duration::from_millis(500);
+const WAITS_FOR_MORE: Duration = Duration::from_millis(250);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// What was not used is saved up for so long.
 const SAVED_MAX: Duration = Duration::from_millis(100);
@@ -219,7 +262,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_is_alone_waits_for_nothing() {
         let pace = Pace::new(2, Load::default(), CancellationToken::new());
-        let used = Used { invocations: 1, cpu: Duration::from_secs(1), bytes: 1 << 20 };
+        let used = Used { invocations: 1, cpu: Duration::from_secs(1), ..Used::default() };
         assert_eq!(take(&pace, "a", 1_000, used).await, Duration::ZERO);
     }
 
@@ -243,10 +286,46 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn effects_are_sent_at_the_pace_of_those_who_have_company() {
+        // Those who want more than their part have half of it where the machine is full, once they have waited for a while.
+        for (least, took_ms) in [(1.0, 500), (0.5, 750)] {
+            let pace = Pace::new(2, Load::fixed(least), CancellationToken::new());
+            let send = async |count: u32, bytes: usize| {
+                let began = Instant::now();
+                for _ in 0..count {
+                    pace.send("a", bytes, false).await;
+                }
+                began.elapsed()
+            };
+            assert_eq!(send(1_000, USUAL_BYTES).await, Duration::ZERO, "alone");
+            pace.saw("b");
+            about(send(400, USUAL_BYTES).await, Duration::from_millis(took_ms));
+            pace.saw("b");
+            // The last of them waits for three.
+            about(send(4, (1 << 20) + USUAL_BYTES).await, Duration::from_millis(1_500).div_f64(least));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_wanted_more_while_it_was_alone_gives_way_at_once() {
+        let pace = Pace::new(1, Load::fixed(0.5), CancellationToken::new());
+        for _ in 0..3 {
+            pace.send("a", 0, true).await;
+            tokio::time::advance(WAITS_FOR_MORE / 2).await;
+        }
+        pace.saw("b");
+        let began = Instant::now();
+        for _ in 0..200 {
+            pace.send("a", 0, true).await;
+        }
+        about(began.elapsed(), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn those_under_way_at_the_same_time_are_counted_as_what_they_are_thought_to_take() {
         let pace = Pace::new(1, Load::default(), CancellationToken::new());
         pace.saw("b");
-        let used = Used { invocations: 1, cpu: Duration::from_millis(50), bytes: 0 };
+        let used = Used { invocations: 1, cpu: Duration::from_millis(50), ..Used::default() };
         take(&pace, "a", 30, used).await;
         pace.saw("b");
         let began = Instant::now();
@@ -266,13 +345,13 @@ mod tests {
         pace.saw("b");
         let began = Instant::now();
         let all = (0..4).map(async |_| {
-            pace.bytes("a", (1 << 20) + USUAL_BYTES).await;
+            pace.write("a", (1 << 20) + USUAL_BYTES).await;
             began.elapsed()
         });
         for (number, began_after) in (0..).zip(futures_util::future::join_all(all).await) {
             about(began_after, Duration::from_secs(number));
         }
-        pace.bytes("a", USUAL_BYTES).await;
+        pace.write("a", USUAL_BYTES).await;
         about(began.elapsed(), Duration::from_secs(3));
     }
 
@@ -290,7 +369,7 @@ mod tests {
                 let turn = pace.turn(name, name == "greedy").await;
                 if name == "greedy" {
                     // A large one that does not wait does not say that nothing waits.
-                    pace.bytes(name, USUAL_BYTES + 1).await;
+                    pace.write(name, USUAL_BYTES + 1).await;
                 }
                 pace.used(name, turn, one);
                 done.set(done.get() + 1.0);
@@ -312,7 +391,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn on_a_machine_that_is_full_who_wants_more_gives_way() {
         for (wanted, least, greedy, modest) in
-            [(10.0, 1.0, 200.0, 10.0), (10.0, 0.5, 100.0, 10.0), (140.0, 0.5, 100.0, 140.0), (900.0, 0.5, 100.0, 100.0)]
+            [(10.0, 1.0, 200.0, 10.0), (10.0, 0.5, 100.0, 10.0), (140.0, 0.5, 100.0, 140.0), (900.0, 0.5, 200.0, 200.0)]
         {
             let (is_greedy, is_modest) = rates(wanted, least).await;
             let near = |is: f64, expected: f64| (is - expected).abs() <= expected * 0.03;
@@ -329,10 +408,10 @@ mod tests {
         let mut comes = async |waits: bool, after_ms: u64| {
             tokio::time::advance(Duration::from_millis(after_ms)).await;
             clock.comes(waits, Instant::now());
-            clock.wants_more()
+            clock.wants_more(Instant::now())
         };
-        assert!(!comes(true, 0).await && !comes(true, 200).await && !comes(true, 200).await);
-        assert!(comes(true, 200).await, "for more than half a second");
+        assert!(!comes(true, 0).await && !comes(true, 100).await && !comes(true, 100).await);
+        assert!(comes(true, 100).await, "for more than a quarter of a second");
         assert!(!comes(false, 1).await && !comes(true, 1).await, "there was one that waited for nothing");
         assert!(!comes(true, 5_000).await, "and one long after it begins anew");
     }
@@ -341,8 +420,12 @@ mod tests {
     async fn what_counts_is_bounded_whatever_was_used_and_however_many_are_under_way() {
         let pace = Pace::new(1, Load::default(), CancellationToken::new());
         pace.saw("b");
-        let boundless =
-            Used { invocations: u32::MAX, cpu: Duration::from_secs(u64::from(u32::MAX)), bytes: usize::MAX };
+        let boundless = Used {
+            invocations: u32::MAX,
+            effects: u32::MAX,
+            cpu: Duration::from_secs(u64::from(u32::MAX)),
+            bytes: usize::MAX,
+        };
         about(take(&pace, "a", 3, boundless).await, COUNTED_MAX * 2);
         pace.saw("b");
         let began = Instant::now();

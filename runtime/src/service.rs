@@ -245,7 +245,7 @@ impl Service {
     /// A way to hand in deliveries for a tenant, where anything is consumed.
     #[must_use]
     pub fn inlet(&self, tenant: &str) -> Option<mpsc::Sender<Received>> {
-        let (out, received) = mpsc::channel(Intake::IN_HAND_MAX.into());
+        let (out, received) = mpsc::channel(Intake::PREFETCH.into());
         let (intake, handlers) = (self.intake.clone()?, self.handlers.clone());
         self.handlers.spawn(intake.run(tenant.to_owned(), received, handlers));
         Some(out)

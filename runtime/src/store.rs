@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use reader::Reader;
 pub use rows::*;
-pub use standing::Claimer;
+pub use standing::{Claimer, Given};
 use writer::{Write, Written};
 
 /// The database. Cheap to clone.
@@ -43,7 +43,7 @@ pub struct Store {
 /// What is claimed of one destination.
 pub struct Claims {
     slots: Arc<Semaphore>,
-    claimed: mpsc::UnboundedReceiver<Result<(Claimed, OwnedSemaphorePermit), StoreError>>,
+    claimed: mpsc::UnboundedReceiver<Result<Given, StoreError>>,
 }
 
 impl Claims {
@@ -51,7 +51,7 @@ impl Claims {
     ///
     /// # Errors
     /// [`StoreError::Rejected`]: the engine refuses the claim; it is tried again.
-    pub async fn next(&mut self) -> Option<Result<(Claimed, OwnedSemaphorePermit), StoreError>> {
+    pub async fn next(&mut self) -> Option<Result<Given, StoreError>> {
         self.claimed.recv().await
     }
 }

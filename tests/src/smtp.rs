@@ -25,7 +25,7 @@ pub struct SmtpServer {
 /// How a client has to speak to the server.
 #[derive(Clone, Copy, Debug)]
 pub enum Mode {
-    /// STARTTLS, then AUTH.
+    /// STARTTLS, then AUTH; and several commands before the answer to the first, if it likes.
     StartTls,
     /// TLS from the first byte, then AUTH.
     Tls,

@@ -71,6 +71,10 @@ class Server(SMTP):
 
 
 class Handler:
+    async def handle_EHLO(self, server, session, envelope, hostname, responses):
+        session.host_name = hostname
+        return responses[:-1] + ["250-PIPELINING"] * (MODE == "starttls") + responses[-1:]
+
     async def handle_DATA(self, server, session, envelope):
         reply = await server.obey("dot")
         if not reply:

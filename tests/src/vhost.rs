@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use futures_util::stream::{self, Stream, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
@@ -190,6 +191,21 @@ impl Vhost {
         Ok(())
     }
 
+    /// Makes the broker itself publish messages to an exchange, so many a second, which costs less than to send them there.
+    /// Returns once all are published: in how many seconds. Only routing keys and bodies matter.
+    pub async fn flood(&self, exchange: &str, messages: impl Iterator<Item = Message>, per_second: u32) -> Result<f64> {
+        let mut lines = String::new();
+        for message in messages {
+            lines.push_str(&format!("{} {}\n", message.routing_key, message.body));
+        }
+        let file = tempfile::NamedTempFile::new()?;
+        tokio::fs::write(file.path(), &lines).await?;
+        let ask = FLOOD.replace("VHOST", &self.name).replace("EXCHANGE", exchange);
+        let ask = ask.replace("FILE", &file.path().display().to_string());
+        let ask = ask.replace("PER_SECOND", &per_second.to_string());
+        Ok(self.node.control(&["eval", &ask]).await?.trim().parse::<f64>()? / 1_000.0)
+    }
+
     /// Makes the broker close every connection to this virtual host. Takes a second.
     pub async fn close_all_connections(&self) -> Result<()> {
         self.node.control(&["close_all_connections", "--vhost", &self.name, "asked by a test"]).await?;
@@ -233,8 +249,14 @@ impl Publisher {
 
     /// Publishes messages without waiting for each; returns once all are confirmed.
     pub async fn publish_many(&self, messages: impl IntoIterator<Item = Message>) -> Result<()> {
+        self.publish_as_they_come(stream::iter(messages)).await
+    }
+
+    /// Publishes each message when it comes, whether those before it are confirmed or not; returns once all are.
+    pub async fn publish_as_they_come(&self, messages: impl Stream<Item = Message>) -> Result<()> {
+        let mut messages = std::pin::pin!(messages);
         let mut unconfirmed = std::collections::VecDeque::new();
-        for message in messages {
+        while let Some(message) = messages.next().await {
             let cc: Vec<&str> = message.cc.iter().map(String::as_str).collect();
             let body = serde_json::to_vec(&message.body)?;
             unconfirmed.push_back(self.send(&message.exchange, &message.routing_key, cc_header(&cc), &body).await?);
@@ -285,6 +307,29 @@ fn confirmed(confirmation: Confirmation) -> Result<()> {
 const NOT_FOUND: u16 = 404;
 const PERSISTENT: u8 = 2;
 const UNCONFIRMED_MAX: usize = 1_000;
+
+/// Answers with milliseconds.
+const FLOOD: &str = r#"
+    {ok, Text} = file:read_file("FILE"),
+    Lines = binary:split(Text, <<"\n">>, [global, trim]),
+    Exchange = rabbit_misc:r(<<"VHOST">>, exchange, <<"EXCHANGE">>),
+    Publish = fun(Line) ->
+        [Key, Body] = binary:split(Line, <<" ">>),
+        ok = rabbit_basic:publish(Exchange, Key, [{delivery_mode, 2}], Body)
+    end,
+    Began = erlang:monotonic_time(millisecond),
+    Since = fun() -> erlang:monotonic_time(millisecond) - Began end,
+    Count = length(Lines),
+    Flood = fun
+        Flood([], Count) -> Since();
+        Flood(Rest, Done) ->
+            Due = min(Since() * PER_SECOND div 1000, Count) - Done,
+            {Now, Later} = lists:split(Due, Rest),
+            lists:foreach(Publish, Now),
+            timer:sleep(5),
+            Flood(Later, Done + Due)
+    end,
+    Flood(Lines, 0)."#;
 
 /// The broker's tables lag five seconds behind a quorum queue, so it is asked itself.
 const DEPTH_OF_A_QUEUE: &str = r#"

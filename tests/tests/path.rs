@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use end_to_end::world::{mail_to, store};
-use end_to_end::{Behaviour, Broker, Phase, Queue, World, corpus, wait};
+use end_to_end::{Behaviour, Broker, Mode, Phase, Queue, Service, SmtpServer, World, corpus, wait};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -158,25 +158,50 @@ async fn a_plugin_that_asks_to_be_run_again_is_alone_run_again() -> Result<()> {
 #[tokio::test]
 async fn what_the_mail_server_answers_decides_what_becomes_of_a_mail() -> Result<()> {
     let world = world().await?;
+    let service = world.service(&["smtp"])?;
+    answers_decide(&world, &world.smtp, service).await
+}
+
+#[tokio::test]
+async fn so_it_does_where_each_command_waits_for_its_answer() -> Result<()> {
+    let world = world().await?;
+    let server = SmtpServer::start(Mode::Plain).await?;
+    let service = world.service(&["smtp"])?.env("SMTP_PORT", server.port()).env("SMTP_SECURITY", "none");
+    answers_decide(&world, &server, service.env("SMTP_PASSWD", "")).await
+}
+
+async fn answers_decide(world: &World, server: &SmtpServer, mut service: Service) -> Result<()> {
     let reply = |text: &str| Behaviour::Reply(text.to_owned());
-    world.smtp.behave_for("gone@example.com", reply("550 5.1.1 no such user"))?;
-    world.smtp.behave_for("busy@example.com", reply("451 4.7.1 later"))?;
-    let service = world.running(&["smtp"]).await?;
-    let emails = ["gone@example.com", "busy@example.com", "fine@example.com"];
-    let (_, message) = world.failed_task(&json!({"plugins": ["smtp"], "emails": emails}));
-    world.publish(&message).await?;
+    service.start()?;
+    service.wait_for_output("consuming", SOON).await?;
     let store = store(&service);
-    let states = "SELECT CAST(recipient AS TEXT) || ' ' || state || ' ' || COALESCE(CAST(reason AS TEXT), '') \
-                  FROM effect ORDER BY 1";
-    let expected = [
-        "busy@example.com pending RCPT: transient error (451): 4.7.1 later",
-        "fine@example.com delivered 250 2.0.0 accepted",
-        "gone@example.com dead RCPT: permanent error (550): 5.1.1 no such user",
-    ];
-    wait::until("each has had its answer", SOON, async || Ok(store.rows(states)? == expected)).await?;
-    world.smtp.behave_well()?;
-    let mails = world.smtp.wait_for_mails(2, SOON).await?;
-    assert_eq!(mails[1].to, ["busy@example.com"]);
+    let becomes = async |address: &str, expected: &str| {
+        let (_, message) = world.failed_task(&mail_to(&format!("{address}@example.com")));
+        world.publish(&message).await?;
+        let states = format!(
+            "SELECT state || ' ' || COALESCE(CAST(reason AS TEXT), '') FROM effect \
+             WHERE CAST(recipient AS TEXT) = '{address}@example.com'"
+        );
+        wait::until(&format!("{address} is {expected}"), SOON, async || Ok(store.rows(&states)? == [expected])).await
+    };
+    server.behave_for("gone@example.com", reply("550 5.1.1 no such user"))?;
+    server.behave_for("busy@example.com", reply("451 4.7.1 later"))?;
+    becomes("gone", "dead RCPT: permanent error (550): 5.1.1 no such user").await?;
+    becomes("busy", "pending RCPT: transient error (451): 4.7.1 later").await?;
+    becomes("fine", "delivered 250 2.0.0 accepted").await?;
+    assert_eq!(server.connections()?, 1, "a recipient that is turned down leaves the connection as it is");
+    server.behave(Phase::Data, reply("554 5.7.1 not now"))?;
+    becomes("spam", "dead DATA: permanent error (554): 5.7.1 not now").await?;
+    // A server that would take a mail to nobody.
+    server.behave(Phase::Data, reply("354 go on"))?;
+    server.behave_for("nobody@example.com", reply("550 5.1.1 no such user"))?;
+    becomes("nobody", "dead RCPT: permanent error (550): 5.1.1 no such user").await?;
+    server.behave_well()?;
+    becomes("next", "delivered 250 2.0.0 accepted").await?;
+    let mails = server.wait_for_mails(3, SOON).await?;
+    let mut to: Vec<_> = mails.iter().flat_map(|mail| &mail.to).collect();
+    to.sort();
+    assert_eq!(to, ["busy@example.com", "fine@example.com", "next@example.com"]);
     Ok(())
 }
 

@@ -100,13 +100,13 @@ impl Queues {
             let source = AmqpSource {
                 broker: self.broker.clone(),
                 queue,
-                prefetch: Intake::IN_HAND_MAX,
+                prefetch: Intake::PREFETCH,
                 store: self.intake.store.clone(),
                 consuming: consuming.clone(),
                 tenant: tenant.clone(),
                 metrics: Arc::clone(&self.intake.metrics),
             };
-            let (out, received) = mpsc::channel(Intake::IN_HAND_MAX.into());
+            let (out, received) = mpsc::channel(Intake::PREFETCH.into());
             let take_in = Arc::clone(&self.intake).run(tenant.clone(), received, handlers.clone());
             let until_told = async {
                 tokio::select! {

@@ -53,7 +53,7 @@ impl Load {
         }
     }
 
-    /// How large a part is at least, of a whole one: at least a half.
+    /// How large a part is at least, of a whole one: at least a tenth.
     pub(super) fn least(&self) -> f64 {
         f64::from(self.least.load(Ordering::Relaxed)) / f64::from(WHOLE)
     }
@@ -68,9 +68,9 @@ impl Load {
 /// How large a part is at least, after a while in which this share of the processors' time was used: it becomes smaller fast
 /// and larger slowly, and stays where the machine is neither full nor has room.
 fn least_after(least: u32, share: f64) -> u32 {
-    if share > 0.9 {
-        (least / 5 * 4).max(WHOLE / 2)
-    } else if share < 0.8 {
+    if share > 0.8 {
+        (least / 5 * 4).max(WHOLE / 10)
+    } else if share < 0.7 {
         (least + WHOLE / 20).min(WHOLE)
     } else {
         least
@@ -134,10 +134,10 @@ mod tests {
     }
 
     #[test]
-    fn parts_become_smaller_fast_down_to_a_half_and_larger_slowly() {
+    fn parts_become_smaller_fast_down_to_a_tenth_and_larger_slowly() {
         let after = |times: usize, least: u32, share: f64| (0..times).fold(least, |least, _| least_after(least, share));
-        assert_eq!([after(1, 1_000, 0.95), after(2, 1_000, 0.95), after(9, 1_000, 1.0)], [800, 640, 500]);
-        assert_eq!([after(9, 700, 0.85), after(1, 700, 0.5), after(99, 500, 0.0)], [700, 750, 1_000]);
+        assert_eq!([after(1, 1_000, 0.95), after(2, 1_000, 0.95), after(99, 1_000, 1.0)], [800, 640, 100]);
+        assert_eq!([after(9, 700, 0.75), after(1, 700, 0.5), after(99, 100, 0.0)], [700, 750, 1_000]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::rows::Claim;
+use super::rows::{Claim, Claimed};
 
 /// Who claims whatever is due at a destination, as far as there is room for it.
 #[derive(Clone, Debug)]
@@ -43,6 +43,17 @@ pub(super) struct Standing<G> {
     /// Destinations of which nothing was left to claim, and nothing was written since that was not claimed with it.
     idle: HashSet<String>,
     look_again: Instant,
+}
+
+/// An effect that was claimed for a claimer.
+#[derive(Debug)]
+pub struct Given {
+    /// The effect.
+    pub claimed: Claimed,
+    /// The slot it takes, until this is dropped.
+    pub slot: OwnedSemaphorePermit,
+    /// As many were due as there were slots: more may be.
+    pub more_wait: bool,
 }
 
 /// A claim that is tried, with the slots there are for it.

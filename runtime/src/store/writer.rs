@@ -17,7 +17,7 @@ use super::rows::{
     RegistryChange, Retried, Room, Settled, Verdict, Withdrawn,
 };
 use super::sqlite::{self, Applied};
-use super::standing::{Claimer, Standing, Tried};
+use super::standing::{Claimer, Given, Standing, Tried};
 use super::{Health, StoreError};
 use crate::fair::Company;
 
@@ -121,7 +121,7 @@ pub(super) enum Written {
 
 type Reply = oneshot::Sender<Result<Written, StoreError>>;
 /// Where what is claimed goes, each with its slot: so never more than there are slots.
-type Give = mpsc::UnboundedSender<Result<(Claimed, OwnedSemaphorePermit), StoreError>>;
+type Give = mpsc::UnboundedSender<Result<Given, StoreError>>;
 
 /// Writes groups until nobody is left who could send any.
 pub(super) async fn run(
@@ -267,7 +267,8 @@ impl Patience {
 fn hand_over(tried: Tried<Give>, claimed: Result<Vec<Claimed>, StoreError>, claims: &mut Standing<Give>) {
     let Tried { claimer, mut slots, give, .. } = tried;
     // A claim that was refused is tried again in a second.
-    if claimed.as_ref().map_or(0, Vec::len) < slots.num_permits() {
+    let more_wait = claimed.as_ref().map_or(0, Vec::len) >= slots.num_permits();
+    if !more_wait {
         claims.nothing_is_due(&claimer.destination);
     }
     // Whoever is gone, what was claimed for him lapses.
@@ -275,7 +276,7 @@ fn hand_over(tried: Tried<Give>, claimed: Result<Vec<Claimed>, StoreError>, clai
         Err(error) => drop(give.send(Err(error))),
         Ok(all) => all.into_iter().zip(std::iter::repeat_with(|| slots.split(1))).for_each(|(claimed, slot)| {
             if let Some(slot) = slot {
-                drop(give.send(Ok((claimed, slot))));
+                drop(give.send(Ok(Given { claimed, slot, more_wait })));
             }
         }),
     }

@@ -20,7 +20,7 @@ use pulse_notifier::intake::event::TaskId;
 use pulse_notifier::intake::task::{MemoryTasks, TaskReads, Tasks};
 use pulse_notifier::sandbox::{ComponentLimits, Ending, Invocation, Limits, Sandbox, types};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 
 /// The product's own.
@@ -292,14 +292,22 @@ async fn accepting_server() -> Result<(u16, Accepted)> {
     Ok((port, accepted))
 }
 
+/// Takes commands before it has answered the first, and answers all that it has together.
 async fn accept(mut stream: TcpStream, mails: Accepted) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    let (reader, mut writer) = stream.split();
-    let mut lines = BufReader::new(reader).lines();
-    let (mut recipient, mut in_data) = (String::new(), false);
+    let (reader, writer) = stream.split();
+    let (mut reader, mut writer) = (BufReader::new(reader), BufWriter::new(writer));
+    let (mut line, mut recipient, mut in_data) = (String::new(), String::new(), false);
     writer.write_all(b"220 ready\r\n").await?;
-    while let Some(line) = lines.next_line().await? {
-        let answer: &[u8] = match (in_data, line.as_str()) {
+    loop {
+        if !reader.buffer().contains(&b'\n') {
+            writer.flush().await?;
+        }
+        line.clear();
+        if reader.read_line(&mut line).await? == 0 {
+            return Ok(());
+        }
+        let answer: &[u8] = match (in_data, line.trim_end()) {
             (true, ".") => {
                 in_data = false;
                 mails.lock().unwrap_or_else(PoisonError::into_inner).insert(recipient.clone(), Instant::now());
@@ -310,9 +318,9 @@ async fn accept(mut stream: TcpStream, mails: Accepted) -> std::io::Result<()> {
                 in_data = true;
                 b"354 go on\r\n"
             }
-            (false, "QUIT") => return writer.write_all(b"221 bye\r\n").await,
-            (false, line) => {
-                if let Some(to) = line.strip_prefix("RCPT TO:<") {
+            (false, said) if said.starts_with("EHLO ") => b"250-localhost\r\n250 PIPELINING\r\n",
+            (false, said) => {
+                if let Some(to) = said.strip_prefix("RCPT TO:<") {
                     recipient = to.trim_end_matches('>').to_owned();
                 }
                 b"250 ok\r\n"
@@ -320,7 +328,6 @@ async fn accept(mut stream: TcpStream, mails: Accepted) -> std::io::Result<()> {
         };
         writer.write_all(answer).await?;
     }
-    Ok(())
 }
 
 fn mailing(world: &World, port: u16) -> Result<Service> {

@@ -1,18 +1,18 @@
 //! (e) and (f): what tenants notice of each other.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use end_to_end::world::{definition, exchange, failure, mail_to};
 use end_to_end::{Broker, Message, Service, World, guest, request, wait};
-use futures_util::StreamExt;
+use futures_util::stream::{self, Stream, StreamExt};
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use super::{Accepted, PATIENCE, Quantiles, accepting_server, cpu};
 
@@ -50,8 +50,9 @@ pub(super) async fn isolation(broker: &Broker) -> Result<()> {
         let (mails, later, bare) =
             (Quantiles::of(took.mails), Quantiles::of(took.later_mails), Quantiles::of(took.bare));
         println!(
-            "    {name:34} p50 {:>9.1?}  p99 {:>9.1?}  without the first second {:>9.1?}  broker {:>9.1?} {:>9.1?}",
-            mails.p50, mails.p99, later.p99, bare.p50, bare.p99
+            "    {name:34} p50 {:>9.1?}  p99 {:>9.1?}  without the first second {:>9.1?}  broker {:>9.1?} {:>9.1?}  \
+             published {:.0}/s, by red {:.0}/s",
+            mails.p50, mails.p99, later.p99, bare.p50, bare.p99, took.offered_rate, took.flood_rate
         );
         match attack {
             None => quiet_p99s.push(mails.p99),
@@ -147,52 +148,53 @@ struct Took {
     /// Without those of the first second, in which the other one still has in hand what it took while it was alone.
     later_mails: Vec<Duration>,
     bare: Vec<Duration>,
+    /// How many a second were published, by blue and by red, meanwhile.
+    offered_rate: f64,
+    flood_rate: f64,
 }
 
 async fn attacked(broker: &Broker, rate: u32, seconds: u32, attack: Option<Attack>) -> Result<Took> {
     let neighbours = Neighbours::start(broker, attack).await?;
     let had = bare_consumer(&neighbours.world).await?;
-    let (count, enough) = (rate * seconds, CancellationToken::new());
-    let red = neighbours.world.vhost.publisher().await?;
-    let mut number = 0;
-    let mut messages = |count: u32| {
-        number += count;
-        (number - count..number).map(|number| message("red", number).1)
-    };
+    let count = rate * seconds;
     // What a backlog costs to publish is not the attack.
     if let Some(Attack::Backlog(_)) = attack {
-        red.publish_many(messages(20_000)).await?;
+        let red = neighbours.world.vhost.publisher().await?;
+        red.publish_many((0..20_000).map(|number| message("red", number).1)).await?;
     }
-    let attacking = async {
-        match attack {
-            Some(Attack::Flood(times)) => {
-                let mut beat = tokio::time::interval(Duration::from_millis(10));
-                while !enough.is_cancelled() {
-                    beat.tick().await;
-                    red.publish_many(messages(rate * times / 100)).await?;
-                }
-                Ok(())
-            }
-            Some(Attack::Backlog(_)) | None => Ok(()),
-        }
-    };
     let blue = neighbours.world.vhost.publisher().await?;
+    let mut published = HashMap::new();
+    let (mut offered_rate, mut flood_rate) = (0.0, 0.0);
+    let over = Cell::new(false);
+    let attacking = async {
+        let Some(Attack::Flood(times)) = attack else { return Ok(()) };
+        let (per_second, count) = (rate * times, rate * times * (seconds + FLOOD_LONGER_S));
+        let flood = (0..count).map(|number| message("red", number).1);
+        let took = neighbours.world.vhost.flood(&exchange("task-failed"), flood, per_second).await?;
+        ensure!(over.get(), "the flood was over too soon");
+        flood_rate = f64::from(count) / took;
+        Ok(())
+    };
     let offering = async {
-        let mut published = HashMap::new();
+        if let Some(Attack::Flood(_)) = attack {
+            let began = async || Ok(neighbours.mailed("red") > 0);
+            wait::until("the flood is under way", PATIENCE, began).await?;
+        }
         // The attack is under way before anything is measured.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let mut beat = tokio::time::interval(Duration::from_secs(1) / rate);
-        for number in 0..count {
-            beat.tick().await;
+        let began = Instant::now();
+        let offered = at_rate(rate).take(count as usize).map(|number| {
             let (task_id, message) = message("blue", number);
             published.insert(task_id, Instant::now());
-            blue.publish_many([message]).await?;
-        }
+            message
+        });
+        blue.publish_as_they_come(offered).await?;
+        offered_rate = f64::from(count) / began.elapsed().as_secs_f64();
         wait::until("all of blue's mails", PATIENCE, async || Ok(neighbours.mailed("blue") >= count as usize)).await?;
-        enough.cancel();
-        Ok::<_, anyhow::Error>(published)
+        over.set(true);
+        Ok::<_, anyhow::Error>(())
     };
-    let (published, ()) = tokio::try_join!(offering, attacking)?;
+    tokio::try_join!(offering, attacking)?;
     let accepted = neighbours.accepted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let to = |task_id: &String| format!("{task_id}@blue.example.com");
     let mails =
@@ -206,6 +208,20 @@ async fn attacked(broker: &Broker, rate: u32, seconds: u32, attack: Option<Attac
         later_mails: later_mails.map(|(_, took)| *took).collect(),
         mails: mails.into_iter().map(|(_, took)| took).collect(),
         bare: bare.collect(),
+        offered_rate,
+        flood_rate,
+    })
+}
+
+/// For how much longer than blue is measured red floods.
+const FLOOD_LONGER_S: u32 = 4;
+
+/// So many numbers a second, from 0, whatever becomes of those before.
+fn at_rate(per_second: u32) -> impl Stream<Item = u32> {
+    let beat = tokio::time::interval(Duration::from_secs(1) / per_second);
+    stream::unfold((0, beat), |(number, mut beat)| async move {
+        beat.tick().await;
+        Some((number, (number + 1, beat)))
     })
 }
 

@@ -55,12 +55,12 @@ async fn a_claim_stands_and_gets_what_is_due_as_slots_are_free_until_it_is_ended
     let (owner, destination) = ("me".to_owned(), DESTINATION.to_owned());
     let mut claims = opened.store.claims(Claimer { owner, destination, slots: Arc::clone(&slots) }).await?;
     opened.store.settle(settled("one", &["a@b.cd", "b@b.cd"])).await?;
-    let (first, slot) = claims.next().await.context("one")??;
+    let Given { claimed: first, slot, .. } = claims.next().await.context("one")??;
     assert_eq!(slots.available_permits(), 0, "there was one slot");
     // The next one is claimed in the transaction that notes how the first one ended.
     let finished = finished("me", &first, "delivered", Next::Delivered);
     opened.store.finish(finished, Some(slot)).await?;
-    let (second, slot) = claims.next().await.context("the other")??;
+    let Given { claimed: second, slot, .. } = claims.next().await.context("the other")??;
     assert_eq!(second.effect.recipient(), "b@b.cd");
     drop(slot);
     opened.store.end_claims(&claims).await?;
@@ -79,7 +79,8 @@ async fn a_claim_that_stands_probes_a_suspended_destination_as_soon_as_it_may() 
     let mut claims = opened.store.claims(claimer).await?;
     opened.store.probe_now().await?;
     opened.store.end_claims(&claims).await?;
-    let (probe, _slot) = claims.next().await.context("a probe in the same transaction")??;
+    let Given { claimed: probe, slot: _slot, .. } =
+        claims.next().await.context("a probe in the same transaction")??;
     assert_eq!((probe.id, probe.attempt), (claimed.id, 2));
     Ok(())
 }
@@ -102,7 +103,7 @@ async fn claims_that_begin_look_at_once_and_outlive_those_they_follow() -> Resul
     opened.store.end_claims(&old).await?;
     assert!(old.next().await.is_none());
     opened.store.settle(settled("two", &["b@b.cd"])).await?;
-    let (claimed, _slot) = new.next().await.context("the new one stands")??;
+    let Given { claimed, slot: _slot, .. } = new.next().await.context("the new one stands")??;
     assert_eq!(claimed.effect.recipient(), "b@b.cd");
     Ok(())
 }
@@ -123,7 +124,7 @@ async fn what_is_claimed_as_it_is_written_is_what_would_be_read_back() -> Result
     opened.store.settle(copies("after", &to)).await?;
     let (mut claimed, mut slots) = (Vec::new(), Vec::new());
     for _ in 0..2 {
-        let (one, slot) = claims.next().await.context("claimed")??;
+        let Given { claimed: one, slot, .. } = claims.next().await.context("claimed")??;
         claimed.push(one);
         slots.push(slot);
     }

@@ -12,7 +12,7 @@ use end_to_end::Database;
 use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
 use pulse_notifier::intake::event::Delivery;
 use pulse_notifier::store::{
-    Basis, Binding, Claimed, Claimer, Fate, Finished, Invocation, Next, Outcome, Room, Settled, Store, Verdict,
+    Basis, Binding, Claimed, Claimer, Fate, Finished, Given, Invocation, Next, Outcome, Room, Settled, Store, Verdict,
     Withdrawn,
 };
 use tempfile::TempDir;
@@ -50,8 +50,8 @@ impl Opened {
         self.store.unbound("none", Binding { exchange: String::new(), routing_key: String::new() }).await?;
         self.store.end_claims(&claims).await?;
         let mut all = Vec::new();
-        while let Some(claimed) = claims.next().await {
-            all.push(claimed?.0);
+        while let Some(given) = claims.next().await {
+            all.push(given?.claimed);
         }
         Ok(all)
     }
@@ -256,8 +256,8 @@ async fn of_a_group_only_what_the_engine_refuses_fails_and_the_rest_is_claimed()
     assert!(refused.contains("as the test wished"), "{refused}");
     opened.store.end_claims(&claims).await?;
     let mut told = Vec::new();
-    while let Some(claimed) = claims.next().await {
-        told.push(claimed?.0.effect.recipient().to_owned());
+    while let Some(given) = claims.next().await {
+        told.push(given?.claimed.effect.recipient().to_owned());
     }
     assert_eq!(told, ["a@b.cd", "good@b.cd"]);
     Ok(())
