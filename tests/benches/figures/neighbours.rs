@@ -13,25 +13,31 @@ use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::{Accepted, PATIENCE, Quantiles, accepting_server, cpu};
 
 // (e) One tenant attacks; what becomes of the mails of the other.
 
 /// What the attacker's tasks say, and how many of them wait in its queue all the time; one that floods publishes instead.
-const ATTACKS: [(&str, Attack); 6] = [
+const ATTACKS: [(&str, Attack); 7] = [
     ("endless loops", Attack::Backlog("loop")),
     ("eaten memory", Attack::Backlog("eat memory")),
     ("1 MiB of mails each", Attack::Backlog("megabytes")),
     ("64 KiB of log each", Attack::Backlog("log flood")),
     ("sleeping", Attack::Backlog("sleep")),
-    ("a flood, 10 times the neighbour's", Attack::Flood(10)),
+    ("a flood, 10 times the neighbour's", Attack::Flood { times: 10, is_first: false }),
+    ("the same, there before it", Attack::Flood { times: 10, is_first: true }),
 ];
 
 #[derive(Clone, Copy)]
 enum Attack {
     Backlog(&'static str),
-    Flood(u32),
+    /// So many times as many as the neighbour's, which is at work when the flood comes, or comes when the flood is there.
+    Flood {
+        times: u32,
+        is_first: bool,
+    },
 }
 
 pub(super) async fn isolation(broker: &Broker) -> Result<()> {
@@ -72,6 +78,12 @@ pub(super) async fn isolation(broker: &Broker) -> Result<()> {
     Ok(())
 }
 
+impl Attack {
+    const fn is_backlog(self) -> bool {
+        matches!(self, Self::Backlog(_))
+    }
+}
+
 /// Two tenants, ready.
 struct Neighbours {
     world: World,
@@ -84,7 +96,7 @@ impl Neighbours {
         let world = World::new(broker, &["smtp", "hostile"]).await?;
         let said = match attack {
             Some(Attack::Backlog(said)) => said,
-            Some(Attack::Flood(_)) | None => "behave",
+            Some(Attack::Flood { .. }) | None => "behave",
         };
         world.taskcluster.define_all(move |task_id| {
             let number: u32 = task_id.get(1..8).and_then(|number| number.parse().ok()).unwrap_or(0);
@@ -145,7 +157,7 @@ async fn capacity(broker: &Broker) -> Result<f64> {
 /// How long blue's mails take, and how long its messages take to a consumer that does nothing.
 struct Took {
     mails: Vec<Duration>,
-    /// Without those of the first second, in which the other one still has in hand what it took while it was alone.
+    /// Without those of the first second, in which the other one still has in hand what it took when there was room.
     later_mails: Vec<Duration>,
     bare: Vec<Duration>,
     /// How many a second were published, by blue and by red, meanwhile.
@@ -156,18 +168,15 @@ struct Took {
 async fn attacked(broker: &Broker, rate: u32, seconds: u32, attack: Option<Attack>) -> Result<Took> {
     let neighbours = Neighbours::start(broker, attack).await?;
     let had = bare_consumer(&neighbours.world).await?;
-    let count = rate * seconds;
     // What a backlog costs to publish is not the attack.
     if let Some(Attack::Backlog(_)) = attack {
         let red = neighbours.world.vhost.publisher().await?;
         red.publish_many((0..20_000).map(|number| message("red", number).1)).await?;
     }
     let blue = neighbours.world.vhost.publisher().await?;
-    let mut published = HashMap::new();
-    let (mut offered_rate, mut flood_rate) = (0.0, 0.0);
-    let over = Cell::new(false);
+    let (over, mut flood_rate) = (Cell::new(false), 0.0);
     let attacking = async {
-        let Some(Attack::Flood(times)) = attack else { return Ok(()) };
+        let Some(Attack::Flood { times, .. }) = attack else { return Ok(()) };
         let (per_second, count) = (rate * times, rate * times * (seconds + FLOOD_LONGER_S));
         let flood = (0..count).map(|number| message("red", number).1);
         let took = neighbours.world.vhost.flood(&exchange("task-failed"), flood, per_second).await?;
@@ -175,40 +184,54 @@ async fn attacked(broker: &Broker, rate: u32, seconds: u32, attack: Option<Attac
         flood_rate = f64::from(count) / took;
         Ok(())
     };
+    let is_flooded = async || {
+        let has_begun = async || Ok(attack.is_none_or(|attack| attack.is_backlog()) || neighbours.mailed("red") > 0);
+        wait::until("the flood has begun", PATIENCE, has_begun).await
+    };
     let offering = async {
-        if let Some(Attack::Flood(_)) = attack {
-            let began = async || Ok(neighbours.mailed("red") > 0);
-            wait::until("the flood is under way", PATIENCE, began).await?;
-        }
-        // The attack is under way before anything is measured.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let began = Instant::now();
-        let offered = at_rate(rate).take(count as usize).map(|number| {
+        let mut published = HashMap::new();
+        let offered = at_rate(rate).map(|number| {
             let (task_id, message) = message("blue", number);
             published.insert(task_id, Instant::now());
             message
         });
-        blue.publish_as_they_come(offered).await?;
-        offered_rate = f64::from(count) / began.elapsed().as_secs_f64();
-        wait::until("all of blue's mails", PATIENCE, async || Ok(neighbours.mailed("blue") >= count as usize)).await?;
+        let enough = CancellationToken::new();
+        let publishing = blue.publish_as_they_come(offered.take_until(enough.cancelled()));
+        let measured = async {
+            is_flooded().await?;
+            let from = Instant::now();
+            tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+            enough.cancel();
+            Ok(from)
+        };
+        let from = if let Some(Attack::Flood { is_first: false, .. }) = attack {
+            tokio::try_join!(measured, publishing)?.0
+        } else {
+            is_flooded().await?;
+            // The attack is under way before there is anything to measure.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::try_join!(measured, publishing)?.0
+        };
+        let all = async || Ok(neighbours.mailed("blue") >= published.len());
+        wait::until("all of blue's mails", PATIENCE, all).await?;
         over.set(true);
-        Ok::<_, anyhow::Error>(())
+        published.retain(|_, at| *at >= from);
+        Ok::<_, anyhow::Error>((published, from))
     };
-    tokio::try_join!(offering, attacking)?;
+    let ((published, from), ()) = tokio::try_join!(offering, attacking)?;
     let accepted = neighbours.accepted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let to = |task_id: &String| format!("{task_id}@blue.example.com");
     let mails =
         published.iter().filter_map(|(task_id, at)| Some((*at, accepted.get(&to(task_id))?.duration_since(*at))));
     let mails: Vec<_> = mails.collect();
-    let first_second = mails.iter().map(|(at, _)| *at + Duration::from_secs(1)).min();
-    let later_mails = mails.iter().filter(|(at, _)| first_second.is_some_and(|over| *at >= over));
+    let later_mails = mails.iter().filter(|(at, _)| *at >= from + Duration::from_secs(1));
     let had = had.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let bare = published.iter().filter_map(|(task_id, at)| Some(had.get(task_id)?.duration_since(*at)));
     Ok(Took {
         later_mails: later_mails.map(|(_, took)| *took).collect(),
         mails: mails.into_iter().map(|(_, took)| took).collect(),
         bare: bare.collect(),
-        offered_rate,
+        offered_rate: f64::from(u32::try_from(published.len())?) / f64::from(seconds),
         flood_rate,
     })
 }
@@ -216,12 +239,12 @@ async fn attacked(broker: &Broker, rate: u32, seconds: u32, attack: Option<Attac
 /// For how much longer than blue is measured red floods.
 const FLOOD_LONGER_S: u32 = 4;
 
-/// So many numbers a second, from 0, whatever becomes of those before.
+/// So many numbers a second, from 0 and from when it is first asked, whatever becomes of those before.
 fn at_rate(per_second: u32) -> impl Stream<Item = u32> {
-    let beat = tokio::time::interval(Duration::from_secs(1) / per_second);
-    stream::unfold((0, beat), |(number, mut beat)| async move {
+    stream::unfold((0, None), move |(number, beat)| async move {
+        let mut beat = beat.unwrap_or_else(|| tokio::time::interval(Duration::from_secs(1) / per_second));
         beat.tick().await;
-        Some((number, (number + 1, beat)))
+        Some((number, (number + 1, Some(beat))))
     })
 }
 
