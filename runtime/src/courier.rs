@@ -127,7 +127,7 @@ impl Courier {
             Err(error) => return tracing::error!(%error, "claim"),
         };
         // Of a sink that does one thing after the other it says nothing.
-        let more_wait = more_wait && sink.concurrency() > 1;
+        let more_wait = (sink.concurrency() > 1).then_some(more_wait);
         let (in_flight, sink, id) = (InFlight::begin(self, claimed.seq), Arc::clone(sink), claimed.id);
         tracker.spawn(async move {
             let courier = Arc::clone(&in_flight.courier);
@@ -139,7 +139,7 @@ impl Courier {
         });
     }
 
-    async fn attempt(&self, sink: &Sink, claimed: Claimed, more_wait: bool) -> Finished {
+    async fn attempt(&self, sink: &Sink, claimed: Claimed, more_wait: Option<bool>) -> Finished {
         self.pace.send(&claimed.tenant, claimed.effect.bytes(), more_wait).await;
         let began = Instant::now();
         let receipt = match self.still_granted(&claimed) {

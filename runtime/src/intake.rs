@@ -101,7 +101,7 @@ impl Intake {
     }
 
     /// Deliveries of one tenant that its source sends ahead of their acks.
-    pub const PREFETCH: u16 = 256;
+    pub const PREFETCH: u16 = 128;
 
     /// Takes in what a tenant's source delivers until it ends; each delivery is handled by a task of its own.
     pub async fn run(self: Arc<Self>, tenant: String, mut received: mpsc::Receiver<Received>, tracker: TaskTracker) {

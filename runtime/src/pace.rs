@@ -5,7 +5,8 @@
 //! clock is ahead of the time, the tenant's next piece of work waits. A tenant that is alone waits for nothing.
 //!
 //! While the machine is full, whoever fills it, those who want more than their part give way to those who do not: they
-//! have less of it, down to a tenth. Where all want more there is nobody to give way to.
+//! have less of it, down to a tenth. Where all want more there is nobody to give way to; and who only now begins to want
+//! more, beside others who have for longer, may have had a burst that is over soon, and gives way a while later.
 
 mod load;
 
@@ -111,10 +112,10 @@ impl Pace {
         }
     }
 
-    /// Waits until the tenant may send an effect of so many bytes, behind which more may wait.
-    pub async fn send(&self, tenant: &str, bytes: usize, more_wait: bool) {
+    /// Waits until the tenant may send an effect of so many bytes, behind which more may wait; none if that says nothing.
+    pub async fn send(&self, tenant: &str, bytes: usize, more_wait: Option<bool>) {
         let takes = self.time_for(Used { effects: 1, bytes, ..Used::default() });
-        self.its_turn(tenant, Work { takes: Some(takes), more_wait: Some(more_wait) }).await;
+        self.its_turn(tenant, Work { takes: Some(takes), more_wait }).await;
     }
 
     async fn its_turn(&self, tenant: &str, work: Work) {
@@ -123,10 +124,16 @@ impl Pace {
         }
     }
 
+    /// Waits until then, or until there is nobody any more to wait for.
     async fn wait(&self, begins: Instant) {
-        tokio::select! {
-            () = tokio::time::sleep_until(begins) => {}
-            () = self.stop.cancelled() => {}
+        while let now = Instant::now()
+            && now < begins
+            && self.state().company.is_several()
+        {
+            tokio::select! {
+                () = tokio::time::sleep_until(begins.min(now + COMPANY_LOOK_EVERY)) => {}
+                () = self.stop.cancelled() => return,
+            }
         }
     }
 
@@ -135,11 +142,17 @@ impl Pace {
         let (mut state, now) = (self.state(), Instant::now());
         let clock = state.saw(tenant, now)?;
         let begins = clock.used_until.max(now.checked_sub(SAVED_MAX).unwrap_or(now));
-        if let Some(more_wait) = work.more_wait {
-            clock.comes(begins > now || more_wait, now);
-        }
         let takes = work.takes.unwrap_or(clock.mean);
-        if !state.company.is_several() {
+        let (is_alone, is_effect) = (!state.company.is_several(), work.takes.is_some());
+        let clock = state.clocks.get_mut(tenant)?;
+        if let Some(more_wait) = work.more_wait {
+            // In company effects may wait for a slow server, which says neither that it wants more nor that it does not.
+            let waits = begins + TIMER > now || (more_wait && (is_alone || !is_effect));
+            if waits || !more_wait {
+                clock.comes(waits, now);
+            }
+        }
+        if is_alone {
             return None;
         }
         let part = if state.gives_way(tenant, now) { self.load.least() } else { 1.0 };
@@ -193,10 +206,14 @@ impl State {
         Some(clock)
     }
 
-    /// Whether the tenant wants more than its part, and somebody is there who does not.
+    /// Whether the tenant wants more than its part, somebody is there who does not, and it does not do so since a moment ago
+    /// beside one who has for longer.
     fn gives_way(&self, tenant: &str, now: Instant) -> bool {
-        let is_content = |clock: &Clock| now < clock.seen + fair::REMEMBERED && !clock.wants_more(now);
-        self.clocks.get(tenant).is_some_and(|clock| clock.wants_more(now)) && self.clocks.values().any(is_content)
+        let Some(since) = self.clocks.get(tenant).and_then(|clock| clock.wants_more_since(now)) else { return false };
+        let is_content = |clock: &Clock| now < clock.seen + fair::REMEMBERED && clock.wants_more_since(now).is_none();
+        let has_for_longer = |clock: &Clock| clock.wants_more_since(now).is_some_and(|other| other < since);
+        let is_new = now < since + BURST_MAX && self.clocks.values().any(has_for_longer);
+        !is_new && self.clocks.values().any(is_content)
     }
 }
 
@@ -216,16 +233,16 @@ impl Clock {
         self.waits.filter(|(_, last)| now < self.used_until.max(*last) + LOOK_EVERY)
     }
 
-    /// Whether it has waited for so long that it wants more than it has.
-    fn wants_more(&self, now: Instant) -> bool {
-        self.waits(now).is_some_and(|(since, last)| last >= since + WAITS_FOR_MORE)
+    /// Since when it wants more than it has: it has waited for long.
+    fn wants_more_since(&self, now: Instant) -> Option<Instant> {
+        self.waits(now).filter(|(since, last)| *last >= *since + WAITS_FOR_MORE).map(|(since, _)| since)
     }
 }
 
-/// Of each processor, a tenant's whole part is 200 invocations a second,
-const INVOCATION: Duration = Duration::from_millis(5);
-/// or 400 effects,
-const EFFECT: Duration = Duration::from_micros(2_500);
+/// Of each processor, a tenant's whole part is 400 invocations a second,
+const INVOCATION: Duration = Duration::from_micros(2_500);
+/// or 800 effects,
+const EFFECT: Duration = Duration::from_micros(1_250);
 /// or a quarter of its time for guests,
 const CPU_PART: u32 = 4;
 /// or a mebibyte a second beyond what is usual.
@@ -235,9 +252,15 @@ pub const USUAL_BYTES: usize = 16 << 10;
 /// Who has had something wait for so long wants more than its part.
 const WAITS_FOR_MORE: Duration = Duration::from_millis(250);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often those who wait look whether they still have company.
+const COMPANY_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// For so long one may want more without giving way, where another has for longer.
+const BURST_MAX: Duration = Duration::from_secs(10);
+/// Who waits wakes up so much too late, at most.
+const TIMER: Duration = Duration::from_millis(2);
 /// What was not used is saved up for so long.
 const SAVED_MAX: Duration = Duration::from_millis(100);
-/// However much one piece of work took, it counts as no more: so none waits for long for those before it.
+/// However much of a whole part one piece of work took, it counts as no more: so none waits for long for those before it.
 const COUNTED_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
@@ -273,7 +296,7 @@ mod tests {
             let per_processor = |seconds: u64| Duration::from_secs(seconds) / u32::try_from(processors).unwrap();
             pace.saw("b");
             let many = Used { invocations: 1, ..Used::default() };
-            about(take(&pace, "a", 1_000, many).await, per_processor(5));
+            about(take(&pace, "a", 2_000, many).await, per_processor(5));
             pace.saw("b");
             let long = Used { cpu: Duration::from_millis(50), ..Used::default() };
             about(take(&pace, "a", 40, long).await, per_processor(8));
@@ -293,13 +316,13 @@ mod tests {
             let send = async |count: u32, bytes: usize| {
                 let began = Instant::now();
                 for _ in 0..count {
-                    pace.send("a", bytes, false).await;
+                    pace.send("a", bytes, Some(false)).await;
                 }
                 began.elapsed()
             };
             assert_eq!(send(1_000, USUAL_BYTES).await, Duration::ZERO, "alone");
             pace.saw("b");
-            about(send(400, USUAL_BYTES).await, Duration::from_millis(took_ms));
+            about(send(800, USUAL_BYTES).await, Duration::from_millis(took_ms));
             pace.saw("b");
             // The last of them waits for three.
             about(send(4, (1 << 20) + USUAL_BYTES).await, Duration::from_millis(1_500).div_f64(least));
@@ -310,15 +333,71 @@ mod tests {
     async fn who_wanted_more_while_it_was_alone_gives_way_at_once() {
         let pace = Pace::new(1, Load::fixed(0.5), CancellationToken::new());
         for _ in 0..3 {
-            pace.send("a", 0, true).await;
+            pace.send("a", 0, Some(true)).await;
             tokio::time::advance(WAITS_FOR_MORE / 2).await;
         }
         pace.saw("b");
         let began = Instant::now();
-        for _ in 0..200 {
-            pace.send("a", 0, true).await;
+        for _ in 0..400 {
+            pace.send("a", 0, Some(true)).await;
         }
         about(began.elapsed(), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_company_those_who_wait_for_a_slow_server_do_not_want_more() {
+        let pace = Pace::new(1, Load::fixed(0.5), CancellationToken::new());
+        pace.saw("b");
+        for _ in 0..100 {
+            pace.send("a", 0, Some(true)).await;
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        assert!(!pace.state().gives_way("a", Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_beside_one_who_always_wants_more_does_not_give_way_and_is_soon_over() {
+        let pace = Pace::new(1, Load::fixed(0.1), CancellationToken::new());
+        let one = Used { invocations: 1, ..Used::default() };
+        let turns = async |name: &str, count: u32| {
+            for _ in 0..count {
+                let turn = pace.turn(name, name == "greedy").await;
+                pace.used(name, turn, one);
+            }
+        };
+        let quiet = async {
+            loop {
+                pace.saw("quiet");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let bursting = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let began = Instant::now();
+            turns("bursting", 2_000).await;
+            began.elapsed()
+        };
+        tokio::select! {
+            () = async { tokio::join!(quiet, turns("greedy", u32::MAX)); } => unreachable!("they go on"),
+            took = bursting => about(took, Duration::from_secs(5)),
+        }
+        assert!(pace.state().gives_way("greedy", Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_alone_again_waits_no_longer() {
+        let pace = Pace::new(1, Load::default(), CancellationToken::new());
+        pace.saw("b");
+        let long = Used { cpu: COUNTED_MAX, ..Used::default() };
+        let began = Instant::now();
+        let all = (0..100).map(async |_| {
+            let turn = pace.turn("a", false).await;
+            pace.used("a", turn, long);
+        });
+        take(&pace, "a", 8, long).await;
+        pace.saw("b");
+        futures_util::future::join_all(all).await;
+        assert!(began.elapsed() < fair::REMEMBERED * 3, "{:?}", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
@@ -391,7 +470,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn on_a_machine_that_is_full_who_wants_more_gives_way() {
         for (wanted, least, greedy, modest) in
-            [(10.0, 1.0, 200.0, 10.0), (10.0, 0.5, 100.0, 10.0), (140.0, 0.5, 100.0, 140.0), (900.0, 0.5, 200.0, 200.0)]
+            [(10.0, 1.0, 400.0, 10.0), (10.0, 0.5, 200.0, 10.0), (280.0, 0.5, 200.0, 280.0), (900.0, 0.5, 400.0, 400.0)]
         {
             let (is_greedy, is_modest) = rates(wanted, least).await;
             let near = |is: f64, expected: f64| (is - expected).abs() <= expected * 0.03;
@@ -408,7 +487,7 @@ mod tests {
         let mut comes = async |waits: bool, after_ms: u64| {
             tokio::time::advance(Duration::from_millis(after_ms)).await;
             clock.comes(waits, Instant::now());
-            clock.wants_more(Instant::now())
+            clock.wants_more_since(Instant::now()).is_some()
         };
         assert!(!comes(true, 0).await && !comes(true, 100).await && !comes(true, 100).await);
         assert!(comes(true, 100).await, "for more than a quarter of a second");

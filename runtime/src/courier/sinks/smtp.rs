@@ -43,6 +43,8 @@ struct Connection {
     smtp: AsyncSmtpConnection,
     /// Whether the server takes several commands before it answers the first (PIPELINING, RFC 2920).
     pipelines: bool,
+    /// An answer is still to come that nobody waits for.
+    is_out_of_step: bool,
 }
 
 /// How far an attempt had come when it failed.
@@ -123,6 +125,7 @@ impl Smtp {
         sent: Result<Response, Failure>,
     ) -> Result<Response, Failure> {
         let usable = match &sent {
+            _ if connection.is_out_of_step => false,
             Ok(_) => true,
             Err(Failure { step: Step::Recipient | Step::Data | Step::Body, cause: Cause::Answer(_), .. }) => {
                 matches!(timeout(SHORT, connection.smtp.command(Rset)).await, Ok(Ok(_)))
@@ -163,7 +166,7 @@ impl Smtp {
             let credentials = Credentials::new(user.clone(), password.expose().to_owned());
             step(Step::Login, SHORT, smtp.auth(DEFAULT_MECHANISMS, &credentials)).await?;
         }
-        Ok(Connection { smtp, pipelines })
+        Ok(Connection { smtp, pipelines, is_out_of_step: false })
     }
 
     /// Asks the server once more what it can do: of what it says the first time the library keeps only what it uses itself.
@@ -222,9 +225,11 @@ impl Connection {
         if let Err(Failure { cause: Cause::Answer(_), .. }) = recipient {
             // The answer to DATA is still to come. A server that would take a mail to nobody is given an empty one, which
             // it cannot deliver, as RFC 2920 has it.
-            if step(Step::Data, SHORT, self.smtp.read_response()).await.is_ok() {
-                let _ = step(Step::Body, SHORT, self.smtp.message(&[])).await;
+            let mut last = step(Step::Data, SHORT, self.smtp.read_response()).await;
+            if last.is_ok() {
+                last = step(Step::Body, SHORT, self.smtp.message(&[])).await;
             }
+            self.is_out_of_step = matches!(last, Err(Failure { cause: Cause::Silence, .. }));
             return recipient.map(drop);
         }
         recipient?;
