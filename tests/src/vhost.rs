@@ -321,7 +321,7 @@ const FLOOD: &str = r#"
     Since = fun() -> erlang:monotonic_time(millisecond) - Began end,
     Count = length(Lines),
     Flood = fun
-        Flood([], Count) -> Since();
+        Flood([], _) -> Since();
         Flood(Rest, Done) ->
             Due = min(Since() * PER_SECOND div 1000, Count) - Done,
             {Now, Later} = lists:split(Due, Rest),

@@ -1,0 +1,260 @@
+use super::*;
+
+/// How long it takes until so many pieces of work have had their turns, one after the other.
+async fn take(pace: &Pace, tenant: &str, count: u32, used: Used) -> Duration {
+    let began = Instant::now();
+    for _ in 0..count {
+        let turn = pace.turn(tenant, false).await;
+        pace.used(tenant, turn, used);
+    }
+    began.elapsed()
+}
+
+fn about(took: Duration, expected: Duration) {
+    let (least, most) = (expected.saturating_sub(SAVED_MAX).mul_f32(0.9), expected.mul_f32(1.1) + SAVED_MAX);
+    assert!(took >= least && took <= most, "{took:?}, expected about {expected:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_alone_waits_for_nothing() {
+    let pace = Pace::new(2, Load::default(), CancellationToken::new());
+    let used = Used { invocations: 1, cpu: Duration::from_secs(1), ..Used::default() };
+    assert_eq!(take(&pace, "a", 1_000, used).await, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_company_each_has_its_part_of_the_machine() {
+    for processors in [1, 2, 16] {
+        let pace = Pace::new(processors, Load::default(), CancellationToken::new());
+        let per_processor = |seconds: u64| Duration::from_secs(seconds) / u32::try_from(processors).unwrap();
+        pace.saw("b");
+        let many = Used { invocations: 1, ..Used::default() };
+        about(take(&pace, "a", 2_000, many).await, per_processor(5));
+        pace.saw("b");
+        let long = Used { cpu: Duration::from_millis(50), ..Used::default() };
+        about(take(&pace, "a", 40, long).await, per_processor(8));
+        pace.saw("b");
+        let large = Used { bytes: (1 << 20) + USUAL_BYTES, ..Used::default() };
+        about(take(&pace, "a", 8, large).await, per_processor(8));
+        pace.saw("b");
+        about(take(&pace, "b", 10, many).await, Duration::ZERO);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn effects_are_sent_at_the_pace_of_those_who_have_company() {
+    // Those who want more than their part have half of it where the machine is full, once they have waited for a while.
+    for (least, took_ms) in [(1.0, 500), (0.5, 750)] {
+        let pace = Pace::new(2, Load::fixed(least), CancellationToken::new());
+        let send = async |count: u32, bytes: usize| {
+            let began = Instant::now();
+            for _ in 0..count {
+                pace.send("a", bytes, Some(false)).await;
+            }
+            began.elapsed()
+        };
+        assert_eq!(send(1_000, USUAL_BYTES).await, Duration::ZERO, "alone");
+        pace.saw("b");
+        about(send(800, USUAL_BYTES).await, Duration::from_millis(took_ms));
+        pace.saw("b");
+        // The last of them waits for three.
+        about(send(4, (1 << 20) + USUAL_BYTES).await, Duration::from_millis(1_500).div_f64(least));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wanted_more_while_it_was_alone_gives_way_at_once() {
+    let pace = Pace::new(1, Load::fixed(0.5), CancellationToken::new());
+    for _ in 0..3 {
+        pace.send("a", 0, Some(true)).await;
+        tokio::time::advance(WAITS_FOR_MORE / 2).await;
+    }
+    pace.saw("b");
+    let began = Instant::now();
+    for _ in 0..400 {
+        pace.send("a", 0, Some(true)).await;
+    }
+    about(began.elapsed(), Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_company_those_who_wait_for_a_slow_server_do_not_want_more() {
+    let pace = Pace::new(1, Load::fixed(0.5), CancellationToken::new());
+    pace.saw("b");
+    for _ in 0..100 {
+        pace.send("a", 0, Some(true)).await;
+        tokio::time::advance(Duration::from_millis(10)).await;
+    }
+    assert!(!pace.state().gives_way("a", Instant::now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_beside_one_who_always_wants_more_does_not_give_way_and_is_soon_over() {
+    let pace = Pace::new(1, Load::fixed(0.1), CancellationToken::new());
+    let one = Used { invocations: 1, ..Used::default() };
+    let turns = async |name: &str, count: u32| {
+        for _ in 0..count {
+            let turn = pace.turn(name, name == "greedy").await;
+            pace.used(name, turn, one);
+        }
+    };
+    let quiet = async {
+        loop {
+            pace.saw("quiet");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let bursting = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let began = Instant::now();
+        turns("bursting", 2_000).await;
+        began.elapsed()
+    };
+    tokio::select! {
+        () = async { tokio::join!(quiet, turns("greedy", u32::MAX)); } => unreachable!("they go on"),
+        took = bursting => about(took, Duration::from_secs(5)),
+    }
+    assert!(pace.state().gives_way("greedy", Instant::now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_alone_again_waits_no_longer() {
+    let pace = Pace::new(1, Load::default(), CancellationToken::new());
+    pace.saw("b");
+    let long = Used { cpu: COUNTED_MAX, ..Used::default() };
+    let began = Instant::now();
+    let all = (0..100).map(async |_| {
+        let turn = pace.turn("a", false).await;
+        pace.used("a", turn, long);
+    });
+    take(&pace, "a", 8, long).await;
+    pace.saw("b");
+    futures_util::future::join_all(all).await;
+    assert!(began.elapsed() < fair::REMEMBERED * 3, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_under_way_at_the_same_time_are_counted_as_what_they_are_thought_to_take() {
+    let pace = Pace::new(1, Load::default(), CancellationToken::new());
+    pace.saw("b");
+    let used = Used { invocations: 1, cpu: Duration::from_millis(50), ..Used::default() };
+    take(&pace, "a", 30, used).await;
+    pace.saw("b");
+    let began = Instant::now();
+    let all = (0..10).map(async |_| {
+        let turn = pace.turn("a", false).await;
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        pace.used("a", turn, used);
+        began.elapsed() - Duration::from_secs(9)
+    });
+    let began_after = futures_util::future::join_all(all).await;
+    about(began_after.into_iter().max().unwrap_or_default(), Duration::from_millis(205 * 9));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_large_ones_at_the_same_time_each_waits_for_those_before_it() {
+    let pace = Pace::new(1, Load::default(), CancellationToken::new());
+    pace.saw("b");
+    let began = Instant::now();
+    let all = (0..4).map(async |_| {
+        pace.write("a", (1 << 20) + USUAL_BYTES).await;
+        began.elapsed()
+    });
+    for (number, began_after) in (0..).zip(futures_util::future::join_all(all).await) {
+        about(began_after, Duration::from_secs(number));
+    }
+    pace.write("a", USUAL_BYTES).await;
+    about(began.elapsed(), Duration::from_secs(3));
+}
+
+/// What two tenants do in a second of whom one wants so much and the other all it can get, on a machine of one processor
+/// on which a part is at least so large.
+async fn rates(wanted: f64, least: f64) -> (f64, f64) {
+    let pace = Pace::new(1, Load::fixed(least), CancellationToken::new());
+    let (greedy, modest) = (std::cell::Cell::new(0.0), std::cell::Cell::new(0.0));
+    let one = Used { invocations: 1, ..Used::default() };
+    let tenant = async |name: &str, done: &std::cell::Cell<f64>, per_second: f64| {
+        let mut beat = tokio::time::interval(Duration::from_secs(1).div_f64(per_second));
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            beat.tick().await;
+            let turn = pace.turn(name, name == "greedy").await;
+            if name == "greedy" {
+                // A large one that does not wait does not say that nothing waits.
+                pace.write(name, USUAL_BYTES + 1).await;
+            }
+            pace.used(name, turn, one);
+            done.set(done.get() + 1.0);
+        }
+    };
+    let measured = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let before = (greedy.get(), modest.get());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        ((greedy.get() - before.0) / 10.0, (modest.get() - before.1) / 10.0)
+    };
+    let (all, some) = (tenant("greedy", &greedy, 900.0), tenant("modest", &modest, wanted));
+    tokio::select! {
+        () = async { tokio::join!(all, some); } => unreachable!("they go on"),
+        measured = measured => measured,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_a_machine_that_is_full_who_wants_more_gives_way() {
+    for (wanted, least, greedy, modest) in
+        [(10.0, 1.0, 400.0, 10.0), (10.0, 0.5, 200.0, 10.0), (280.0, 0.5, 200.0, 280.0), (900.0, 0.5, 400.0, 400.0)]
+    {
+        let (is_greedy, is_modest) = rates(wanted, least).await;
+        let near = |is: f64, expected: f64| (is - expected).abs() <= expected * 0.03;
+        assert!(
+            near(is_greedy, greedy) && near(is_modest, modest),
+            "{wanted} wanted, {least} of a part at least: {is_greedy} and {is_modest}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_who_has_waited_all_the_time_wants_more() {
+    let mut clock = Clock::new(Instant::now());
+    let mut comes = async |waits: bool, after_ms: u64| {
+        tokio::time::advance(Duration::from_millis(after_ms)).await;
+        clock.comes(waits, Instant::now());
+        clock.wants_more_since(Instant::now()).is_some()
+    };
+    assert!(!comes(true, 0).await && !comes(true, 100).await && !comes(true, 100).await);
+    assert!(comes(true, 100).await, "for more than a quarter of a second");
+    assert!(!comes(false, 1).await && !comes(true, 1).await, "there was one that waited for nothing");
+    assert!(!comes(true, 5_000).await, "and one long after it begins anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_counts_is_bounded_whatever_was_used_and_however_many_are_under_way() {
+    let pace = Pace::new(1, Load::default(), CancellationToken::new());
+    pace.saw("b");
+    let boundless = Used {
+        invocations: u32::MAX,
+        effects: u32::MAX,
+        cpu: Duration::from_secs(u64::from(u32::MAX)),
+        bytes: usize::MAX,
+    };
+    about(take(&pace, "a", 3, boundless).await, COUNTED_MAX * 2);
+    pace.saw("b");
+    let began = Instant::now();
+    futures_util::future::join_all((0..4).map(async |_| drop(pace.turn("a", false).await))).await;
+    let mean = COUNTED_MAX.mul_f32(1.0 - 0.875_f32.powi(3));
+    about(began.elapsed(), COUNTED_MAX + mean * 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_it_is_to_stop_nobody_waits() {
+    let stop = CancellationToken::new();
+    let pace = Pace::new(1, Load::default(), stop.clone());
+    pace.saw("b");
+    let large = Used { bytes: 2 << 20, ..Used::default() };
+    take(&pace, "a", 2, large).await;
+    let began = Instant::now();
+    tokio::join!(async { drop(pace.turn("a", false).await) }, async { stop.cancel() });
+    take(&pace, "a", 100, large).await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
