@@ -441,5 +441,5 @@ const LARGE_BYTES: usize = 64 << 10;
 /// Deliveries of one tenant in hand while others have some too, and while it is alone: enough to keep the machine busy,
 /// and done soon when somebody comes.
 const IN_HAND_IN_COMPANY_MAX: usize = 20;
-const IN_HAND_ALONE_MAX: usize = 64;
+const IN_HAND_ALONE_MAX: usize = 32;
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -4,9 +4,11 @@
 //! others do takes long. So what is used goes onto the tenant's clock, at the rate of its part of the machine. While the
 //! clock is ahead of the time, the tenant's next piece of work waits. A tenant that is alone waits for nothing.
 //!
-//! While the machine is full, whoever fills it, those who want more than their part give way to those who do not: they
-//! have less of it, down to a tenth. Where all want more there is nobody to give way to; and who only now begins to want
-//! more, beside others who have for longer, may have had a burst that is over soon, and gives way a while later.
+//! Those who want more than their part give way to those who do not: they have a quarter of it at most first, more while
+//! the machine has room, and less while it is full, whoever fills it, down to a tenth; but for a while not less than twice
+//! what they used before, for something may have held them up. Where all want more there is nobody to give way to; and who
+//! only now begins to want more, beside others who have for longer, may have had a burst that is over soon, and gives way a
+//! while later.
 
 mod load;
 
@@ -41,8 +43,20 @@ struct Clock {
     used_until: Instant,
     /// What a piece of work takes, as a mean of the last ones: what one that is under way is thought to take.
     mean: Duration,
-    /// Since when each piece of work has had to wait, or more has waited behind it; and when the last one of them came.
-    waits: Option<(Instant, Instant)>,
+    waits: Option<Waits>,
+    /// How much of a whole part was used lately, the last ten seconds counting most, before the tenant wanted more.
+    usual: Duration,
+    usual_at: Instant,
+}
+
+/// Each piece of work has had to wait, or more has waited behind it.
+#[derive(Clone, Copy)]
+struct Waits {
+    since: Instant,
+    /// When the last one of them came,
+    last: Instant,
+    /// and until when it waits.
+    until: Instant,
 }
 
 /// A piece of work that has its turn; what it is thought to take of a part of which size, if anybody counts.
@@ -147,15 +161,21 @@ impl Pace {
         let clock = state.clocks.get_mut(tenant)?;
         if let Some(more_wait) = work.more_wait {
             // In company effects may wait for a slow server, which says neither that it wants more nor that it does not.
-            let waits = begins + TIMER > now || (more_wait && (is_alone || !is_effect));
+            let waits = (begins + TIMER > now && !is_alone) || (more_wait && (is_alone || !is_effect));
             if waits || !more_wait {
-                clock.comes(waits, now);
+                clock.comes(waits, now, begins);
             }
         }
+        clock.uses(takes, now);
         if is_alone {
+            if clock.waits(now).is_some() {
+                // It saves nothing up for when it has company.
+                clock.used_until = now;
+            }
             return None;
         }
-        let part = if state.gives_way(tenant, now) { self.load.least() } else { 1.0 };
+        let usual = clock.usual_part();
+        let part = if state.gives_way(tenant, now) { self.load.give_way().max(usual * 2.0).min(1.0) } else { 1.0 };
         let takes = takes.div_f64(part);
         state.clocks.get_mut(tenant)?.used_until = begins + takes;
         Some((begins, takes, part))
@@ -219,23 +239,36 @@ impl State {
 
 impl Clock {
     fn new(now: Instant) -> Self {
-        Self { seen: now, used_until: now, mean: Duration::ZERO, waits: None }
+        Self { seen: now, used_until: now, mean: Duration::ZERO, waits: None, usual: Duration::ZERO, usual_at: now }
     }
 
-    /// One more comes for its turn, and waits, or others behind it, or not.
-    fn comes(&mut self, waits: bool, now: Instant) {
-        let since = self.waits(now).map_or(now, |(since, _)| since);
-        self.waits = waits.then_some((since, now));
+    /// One more comes for its turn, which is then, and waits, or others behind it, or not.
+    fn comes(&mut self, waits: bool, now: Instant, begins: Instant) {
+        let since = self.waits(now).map_or(now, |waits| waits.since);
+        self.waits = waits.then_some(Waits { since, last: now, until: begins.max(now) });
     }
 
-    /// Since when what comes has had to wait, and when the last of it came, unless that was long ago.
-    fn waits(&self, now: Instant) -> Option<(Instant, Instant)> {
-        self.waits.filter(|(_, last)| now < self.used_until.max(*last) + LOOK_EVERY)
+    /// What comes has had to wait, unless that was long ago.
+    fn waits(&self, now: Instant) -> Option<Waits> {
+        self.waits.filter(|waits| now < waits.until + WAITS_REMEMBERED)
     }
 
-    /// Since when it wants more than it has: it has waited for long.
+    /// Since when it wants more than it has: it has waited for long, and not for a few pieces that take long.
     fn wants_more_since(&self, now: Instant) -> Option<Instant> {
-        self.waits(now).filter(|(since, last)| *last >= *since + WAITS_FOR_MORE).map(|(since, _)| since)
+        let long = WAITS_FOR_MORE.max(self.mean * 8);
+        self.waits(now).filter(|waits| waits.last >= waits.since + long).map(|waits| waits.since)
+    }
+
+    /// It uses so much of a whole part, which is usual unless it wants more.
+    fn uses(&mut self, takes: Duration, now: Instant) {
+        let passed = now.duration_since(self.usual_at).div_duration_f64(USUAL_TIME);
+        let more = if self.wants_more_since(now).is_none() { takes } else { Duration::ZERO };
+        (self.usual, self.usual_at) = (self.usual.mul_f64((-passed).exp()) + more, now);
+    }
+
+    /// Which share of a whole part it usually used.
+    fn usual_part(&self) -> f64 {
+        self.usual.div_duration_f64(USUAL_TIME)
     }
 }
 
@@ -250,7 +283,10 @@ const MEBIBYTE: Duration = Duration::from_secs(1);
 /// What an event or an effect usually comes to: what is larger waits for its turn where the rest waits for none.
 pub const USUAL_BYTES: usize = 16 << 10;
 /// Who has had something wait for so long wants more than its part.
-const WAITS_FOR_MORE: Duration = Duration::from_millis(250);
+const WAITS_FOR_MORE: Duration = Duration::from_millis(100);
+/// Who has waited, and then nothing came of it for so long, waits no more.
+const WAITS_REMEMBERED: Duration = Duration::from_millis(250);
+/// How often is looked how busy the machine is.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often those who wait look whether they still have company.
 const COMPANY_LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -258,9 +294,11 @@ const COMPANY_LOOK_EVERY: Duration = Duration::from_secs(1);
 const BURST_MAX: Duration = Duration::from_secs(10);
 /// Who waits wakes up so much too late, at most.
 const TIMER: Duration = Duration::from_millis(2);
+/// What was used longer ago than this counts little for what is usual.
+const USUAL_TIME: Duration = Duration::from_secs(10);
 /// What was not used is saved up for so long.
-const SAVED_MAX: Duration = Duration::from_millis(100);
-/// However much of a whole part one piece of work took, it counts as no more: so none waits for long for those before it.
+const SAVED_MAX: Duration = Duration::from_millis(50);
+/// However much of a whole part one piece of work took, it counts as no more: so none waits for very long for those before.
 const COUNTED_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How busy the machine is, as its system counts, and what that leaves of the tenants' parts.
+//! How busy the machine is, as its system counts, and what that leaves to those who give way.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,11 +8,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::LOOK_EVERY;
 
-/// How large a tenant's part is at least. Clones are the same one.
+/// How large the part of a tenant is that gives way. Clones are the same one.
 #[derive(Clone, Debug)]
-pub struct Load {
+pub struct Load(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     /// In thousandths of a whole part.
-    least: Arc<AtomicU32>,
+    part: AtomicU32,
+    /// For how many more looks it is remembered that somebody gave way.
+    looks: AtomicU32,
 }
 
 /// What the processors did since the system started, all of them together, in hundredths of a second.
@@ -25,11 +30,15 @@ struct Counted {
 impl Default for Load {
     /// A whole part, as long as nobody watches the machine.
     fn default() -> Self {
-        Self { least: Arc::new(AtomicU32::new(WHOLE)) }
+        Self::with(WHOLE)
     }
 }
 
 impl Load {
+    fn with(part: u32) -> Self {
+        Self(Arc::new(Shared { part: part.into(), looks: AtomicU32::default() }))
+    }
+
     /// Watches the machine this runs on, whoever uses it, until it is to stop. Where there is no `/proc/stat`, parts stay whole.
     pub async fn watch(self, stop: CancellationToken) {
         self.watch_what_is_counted_in("/proc/stat".into(), stop).await;
@@ -48,33 +57,45 @@ impl Load {
             // The system counts while it is read, which takes a moment where there are many processors.
             let Ok(Some(now)) = tokio::task::spawn_blocking(move || Counted::read(&file)).await else { continue };
             if let Some(share) = last.replace(now).and_then(|last| now.used_since(last)) {
-                self.least.store(least_after(self.least.load(Ordering::Relaxed), share), Ordering::Relaxed);
+                let one_less = |looks: u32| looks.checked_sub(1);
+                let has_given_way = self.0.looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+                self.0
+                    .part
+                    .store(part_after(self.0.part.load(Ordering::Relaxed), share, has_given_way), Ordering::Relaxed);
             }
         }
     }
 
-    /// How large a part is at least, of a whole one: at least a tenth.
-    pub(super) fn least(&self) -> f64 {
-        f64::from(self.least.load(Ordering::Relaxed)) / f64::from(WHOLE)
+    /// Somebody gives way, which is remembered for a while; how large his part is, of a whole one: at least a tenth.
+    pub(super) fn give_way(&self) -> f64 {
+        self.0.looks.store(LOOKS_REMEMBERED, Ordering::Relaxed);
+        self.part()
+    }
+
+    fn part(&self) -> f64 {
+        f64::from(self.0.part.load(Ordering::Relaxed)) / f64::from(WHOLE)
     }
 
     #[cfg(test)]
-    pub(super) fn fixed(least: f64) -> Self {
+    pub(super) fn fixed(part: f64) -> Self {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a test's")]
-        Self { least: Arc::new(AtomicU32::new((least * f64::from(WHOLE)) as u32)) }
+        Self::with((part * f64::from(WHOLE)) as u32)
     }
 }
 
-/// How large a part is at least, after a while in which this share of the processors' time was used: it becomes smaller fast
-/// and larger slowly, and stays where the machine is neither full nor has room.
-fn least_after(least: u32, share: f64) -> u32 {
-    if share > 0.8 {
-        (least / 5 * 4).max(WHOLE / 10)
+/// How large the part is after a while in which this share of the processors' time was used, and somebody gave way or
+/// nobody did: it becomes smaller fast, and larger slowly, the more slowly the less room there is. Who is the first to give
+/// way has a quarter at most: so nobody fills a machine before that can be seen.
+fn part_after(part: u32, share: f64, has_given_way: bool) -> u32 {
+    let most = if has_given_way { WHOLE } else { WHOLE / 4 };
+    let part = if share > 0.8 {
+        (part / 5 * 4).max(WHOLE / 10)
     } else if share < 0.7 {
-        (least + WHOLE / 20).min(WHOLE)
+        part + WHOLE / 20
     } else {
-        least
-    }
+        part + WHOLE / 100
+    };
+    part.min(most)
 }
 
 impl Counted {
@@ -102,6 +123,8 @@ impl Counted {
 }
 
 const WHOLE: u32 = 1_000;
+/// Ten seconds: one whose pieces of work take long has its next turn late.
+const LOOKS_REMEMBERED: u32 = 40;
 
 #[cfg(test)]
 mod tests {
@@ -134,10 +157,16 @@ mod tests {
     }
 
     #[test]
-    fn parts_become_smaller_fast_down_to_a_tenth_and_larger_slowly() {
-        let after = |times: usize, least: u32, share: f64| (0..times).fold(least, |least, _| least_after(least, share));
-        assert_eq!([after(1, 1_000, 0.95), after(2, 1_000, 0.95), after(99, 1_000, 1.0)], [800, 640, 100]);
-        assert_eq!([after(9, 700, 0.75), after(1, 700, 0.5), after(99, 100, 0.0)], [700, 750, 1_000]);
+    fn parts_become_smaller_fast_down_to_a_tenth_and_larger_slowly_and_begin_as_a_quarter_at_most() {
+        let after = |times: usize, part: u32, share: f64, has_given_way: bool| {
+            (0..times).fold(part, |part, _| part_after(part, share, has_given_way))
+        };
+        let given = |times, part, share| after(times, part, share, true);
+        assert_eq!([given(1, 1_000, 0.95), given(2, 1_000, 0.95), given(99, 1_000, 1.0)], [800, 640, 100]);
+        assert_eq!([given(9, 700, 0.75), given(1, 700, 0.5), given(99, 100, 0.0)], [790, 750, 1_000]);
+        let not_given = |times, part, share| after(times, part, share, false);
+        assert_eq!([not_given(1, 1_000, 0.5), not_given(1, 700, 0.75), not_given(1, 200, 0.75)], [250, 250, 210]);
+        assert_eq!([not_given(99, 250, 1.0), not_given(1, 100, 0.5), not_given(99, 100, 0.5)], [100, 150, 250]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -145,15 +174,36 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (file, stop, load) = (folder.path().join("stat"), CancellationToken::new(), Load::default());
         let watching = load.clone().watch_what_is_counted_in(file.clone(), stop.clone());
-        let full = async {
-            for used in 1_u64.. {
-                std::fs::write(&file, format!("cpu  {} 0 0 1 0 0 0 0\n", used * 100)).unwrap();
-                if load.least() < 0.6 {
-                    return stop.cancel();
-                }
-                tokio::time::sleep(LOOK_EVERY / 2).await;
+        let counted = std::cell::Cell::new(Counted { idle: 1, all: 1 });
+        let look = async |busy: u64, ask: bool| {
+            let Counted { idle, all } = counted.get();
+            counted.set(Counted { idle: idle + 100 - busy, all: all + 100 });
+            let counted = counted.get();
+            std::fs::write(&file, format!("cpu  {} 0 0 {} 0 0 0 0\n", counted.all - counted.idle, counted.idle))
+                .unwrap();
+            if ask {
+                load.give_way();
             }
+            tokio::time::sleep(LOOK_EVERY).await;
         };
-        tokio::join!(watching, full);
+        let looks = async {
+            let until = async |ask: bool, busy: u64, part: f64| {
+                while (load.part() - part).abs() > 0.001 {
+                    look(busy, ask).await;
+                }
+            };
+            until(false, 10, 0.25).await;
+            look(10, false).await;
+            assert!(load.part() < 0.26, "nobody has given way");
+            until(true, 10, 1.0).await;
+            for _ in 0..LOOKS_REMEMBERED / 2 {
+                look(10, false).await;
+            }
+            assert!(load.part() > 0.99, "somebody did a moment ago");
+            until(false, 10, 0.25).await;
+            until(true, 95, 0.1).await;
+            stop.cancel();
+        };
+        tokio::join!(watching, looks);
     }
 }

@@ -126,6 +126,8 @@ impl Neighbours {
             account("[plugins.smtp.grant.email]\naccount = \"mail\"\nrecipients = [\"*@blue.example.com\"]\n", "blue");
         let mut service = world.service_of_tenants(&[("red", &red), ("blue", &blue)])?.env("LOG_LEVEL", "CRITICAL");
         started(&mut service, &world, "", 2).await?;
+        // What others wrote before would come to the disk half a minute later, before what is committed then.
+        ensure!(std::process::Command::new("sync").status()?.success(), "sync failed");
         Ok(Self { world, _service: service, accepted })
     }
 
