@@ -44,7 +44,7 @@ struct Clock {
     /// What a piece of work takes, as a mean of the last ones: what one that is under way is thought to take.
     mean: Duration,
     waits: Option<Waits>,
-    /// How much of a whole part was used lately, the last ten seconds counting most, before the tenant wanted more.
+    /// How much of a whole part it used in company, the last ten seconds counting most, before it wanted more.
     usual: Duration,
     usual_at: Instant,
 }
@@ -161,12 +161,11 @@ impl Pace {
         let clock = state.clocks.get_mut(tenant)?;
         if let Some(more_wait) = work.more_wait {
             // In company effects may wait for a slow server, which says neither that it wants more nor that it does not.
-            let waits = (begins + TIMER > now && !is_alone) || (more_wait && (is_alone || !is_effect));
+            let waits = begins + TIMER > now || (more_wait && (is_alone || !is_effect));
             if waits || !more_wait {
                 clock.comes(waits, now, begins);
             }
         }
-        clock.uses(takes, now);
         if is_alone {
             if clock.waits(now).is_some() {
                 // It saves nothing up for when it has company.
@@ -174,6 +173,8 @@ impl Pace {
             }
             return None;
         }
+        // Not what one used who could have all it wanted.
+        clock.uses(takes, now);
         let usual = clock.usual_part();
         let part = if state.gives_way(tenant, now) { self.load.give_way().max(usual * 2.0).min(1.0) } else { 1.0 };
         let takes = takes.div_f64(part);
