@@ -316,3 +316,17 @@ async fn what_was_usual_before_one_wanted_more_counts_for_a_while_only() {
     }
     assert!(clock.usual_part() < 0.05, "{}", clock.usual_part());
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_few_pieces_that_take_long_does_not_want_more() {
+    let mut clock = Clock::new(Instant::now());
+    clock.mean = Duration::from_millis(50);
+    for after_ms in [0, 100, 100, 100, 99] {
+        tokio::time::advance(Duration::from_millis(after_ms)).await;
+        clock.comes(true, Instant::now(), Instant::now());
+        assert!(clock.wants_more_since(Instant::now()).is_none(), "of 50 ms each");
+    }
+    tokio::time::advance(Duration::from_millis(1)).await;
+    clock.comes(true, Instant::now(), Instant::now());
+    assert!(clock.wants_more_since(Instant::now()).is_some());
+}
