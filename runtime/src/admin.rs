@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use api::token;
 
@@ -27,6 +28,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// Bounds how many versions are held in memory while they come.
     pub uploads: Slots,
+    /// What goes on though whoever asked for it goes away. Nobody waits for it when the service ends.
+    pub begun: TaskTracker,
 }
 
 impl Admin {

@@ -57,6 +57,8 @@ pub struct Config {
     pub keep: Duration,
     /// What the operator should know although it is no error.
     pub notes: Vec<String>,
+    /// What is wrong with the files of tenants that are left out: for a command alone.
+    pub left_out: Vec<String>,
 }
 
 /// Which half of the service runs.
@@ -69,6 +71,9 @@ pub enum Role {
     Intake,
     /// Delivers what plugins asked for: it consumes nothing, and runs no plugin.
     Courier,
+    /// Looks into the database or changes it: it needs no secret, and no tenant's file but those that are right.
+    #[value(skip)]
+    Command,
 }
 
 impl Role {
@@ -323,6 +328,14 @@ impl Config {
     /// Every problem found.
     pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
         Source::new(file, environment, Role::All).config(None)
+    }
+
+    /// The same for a command, which needs no secret; tenants whose files are wrong are left out.
+    ///
+    /// # Errors
+    /// Every problem found elsewhere.
+    pub fn for_command(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
+        Source::new(file, environment, Role::Command).config(None)
     }
 
     /// Reads a configuration file, and those of the tenants when it names their folder.

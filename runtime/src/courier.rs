@@ -6,7 +6,7 @@
 pub mod destinations;
 pub mod sinks;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -100,7 +100,7 @@ impl Courier {
         stop: CancellationToken,
         tracker: TaskTracker,
     ) {
-        let slots = Arc::new(Semaphore::new(sink.concurrency()));
+        let (slots, answers) = (Arc::new(Semaphore::new(sink.concurrency())), Arc::default());
         let claimer = Claimer { owner: self.owner.clone(), destination, slots };
         let Ok(mut claims) = self.store.claims(claimer).await else { return };
         loop {
@@ -109,29 +109,36 @@ impl Courier {
                 () = stop.cancelled() => break,
             };
             match given {
-                Some(given) => self.begin(&sink, given, &tracker),
+                Some(given) => self.begin(&sink, &answers, given, &tracker),
                 None => return,
             }
         }
         if self.store.end_claims(&claims).await.is_ok() {
             while let Some(given) = claims.next().await {
-                self.begin(&sink, given, &tracker);
+                self.begin(&sink, &answers, given, &tracker);
             }
         }
     }
 
     /// Begins an attempt that was claimed.
-    fn begin(self: &Arc<Self>, sink: &Arc<Sink>, given: Result<Given, StoreError>, tracker: &TaskTracker) {
+    fn begin(
+        self: &Arc<Self>,
+        sink: &Arc<Sink>,
+        answers: &Arc<Answers>,
+        given: Result<Given, StoreError>,
+        tracker: &TaskTracker,
+    ) {
         let Given { claimed, slot, more_wait } = match given {
             Ok(given) => given,
             Err(error) => return tracing::error!(%error, "claim"),
         };
         // Of a sink that does one thing after the other it says nothing.
         let more_wait = (sink.concurrency() > 1).then_some(more_wait);
-        let (in_flight, sink, id) = (InFlight::begin(self, claimed.seq), Arc::clone(sink), claimed.id);
+        let (in_flight, id) = (InFlight::begin(self, claimed.seq), claimed.id);
+        let (sink, answers) = (Arc::clone(sink), Arc::clone(answers));
         tracker.spawn(async move {
             let courier = Arc::clone(&in_flight.courier);
-            let finished = courier.attempt(&sink, claimed, more_wait).await;
+            let finished = courier.attempt(&sink, &answers, claimed, more_wait).await;
             if let Err(error) = courier.store.finish(finished, Some(slot)).await {
                 tracing::error!(effect = %id, %error, "a receipt was not recorded: the effect is in doubt");
             }
@@ -139,17 +146,17 @@ impl Courier {
         });
     }
 
-    async fn attempt(&self, sink: &Sink, claimed: Claimed, more_wait: Option<bool>) -> Finished {
+    async fn attempt(&self, sink: &Sink, answers: &Answers, claimed: Claimed, more_wait: Option<bool>) -> Finished {
         self.pace.send(&claimed.tenant, claimed.effect.bytes(), more_wait).await;
         let began = Instant::now();
         let receipt = match self.still_granted(&claimed) {
             Err(why) => Receipt::Refused(why),
-            Ok(()) => sink.perform(&claimed).await,
+            Ok(()) => answers.understood(claimed.seq, sink.perform(&claimed).await),
         };
         self.timing.took(&claimed.plugin, began.elapsed());
         let next = next(&receipt, &claimed);
         say(&claimed, &receipt, &next);
-        self.metrics.attempt(claimed.effect.capability(), receipt.kind());
+        self.metrics.attempt(&claimed.tenant, claimed.effect.capability(), receipt.kind());
         Finished {
             seq: claimed.seq,
             owner: self.owner.clone(),
@@ -183,6 +190,43 @@ impl Courier {
             if let Err(error) = done {
                 tracing::debug!(%error, "keep house");
             }
+        }
+    }
+}
+
+/// What a destination answered lately.
+#[derive(Default)]
+struct Answers(Mutex<Answered>);
+
+#[derive(Default)]
+struct Answered {
+    /// How often it has delivered something.
+    deliveries: u64,
+    /// How often it had when it answered to these effects as one that has to be mended.
+    suspended: HashMap<i64, u64>,
+}
+
+impl Answers {
+    /// A destination that has delivered others since it answered so to the same effect needs no mending: it is something
+    /// about the effect, which is then tried again by itself, until it expires.
+    fn understood(&self, seq: i64, receipt: Receipt) -> Receipt {
+        let mut answered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = answered.suspended.remove(&seq);
+        match receipt {
+            Receipt::Suspended(answer) => {
+                let is_about_it = before.is_some_and(|before| before < answered.deliveries);
+                let then = before.filter(|_| is_about_it).unwrap_or(answered.deliveries);
+                if answered.suspended.len() >= SUSPENDED_KEPT {
+                    answered.suspended.clear();
+                }
+                answered.suspended.insert(seq, then);
+                if is_about_it { Receipt::Transient(answer) } else { Receipt::Suspended(answer) }
+            }
+            Receipt::Delivered(_) => {
+                answered.deliveries += 1;
+                receipt
+            }
+            other => other,
         }
     }
 }
@@ -244,4 +288,22 @@ fn say(claimed: &Claimed, receipt: &Receipt, next: &Next) {
 }
 
 const PROBE_EVERY: Duration = Duration::from_secs(15);
+/// Of so many effects of a destination is known that it answered them as one that has to be mended.
+const SUSPENDED_KEPT: usize = 1_024;
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_one_effect_draws_is_about_that_effect() {
+        let (answers, no) = (Answers::default(), || Receipt::Suspended("403 Forbidden".into()));
+        let is_suspended = |seq: i64| matches!(answers.understood(seq, no()), Receipt::Suspended(_));
+        assert!(is_suspended(1) && is_suspended(2) && is_suspended(1), "nothing has gone well meanwhile");
+        answers.understood(3, Receipt::Delivered("200 OK".into()));
+        assert!(!is_suspended(1) && !is_suspended(1), "others are delivered");
+        assert!(is_suspended(4), "of another one nothing is known");
+        assert!(!is_suspended(2));
+    }
+}

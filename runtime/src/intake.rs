@@ -25,7 +25,7 @@ use tracing::Instrument;
 use crate::fair::{Slot, Slots};
 use crate::metrics::{DeliveryOutcome, Metrics};
 use crate::pace::{self, Pace, Used};
-use crate::registry::Registry;
+use crate::registry::{Refusal, Registry};
 use crate::retry;
 use crate::sandbox::Sandbox;
 use crate::store::{
@@ -308,9 +308,17 @@ impl Intake {
                 let refused = Outcome::Refused("the plugin was removed".into());
                 invocation::not_made(identity, plugin, turn, refused)
             }
-            (_, Err(why)) => invocation::not_made(identity, plugin, turn, Outcome::Refused(why)),
+            (_, Err(Refusal { why, is_passing: true })) => {
+                invocation::not_made(identity, plugin, turn, invocation::again(why, turn))
+            }
+            (_, Err(Refusal { why, .. })) => invocation::not_made(identity, plugin, turn, Outcome::Refused(why)),
         };
-        self.metrics.invocation(plugin, invocation.outcome.state(), Duration::from_micros(invocation.cpu_us));
+        self.metrics.invocation(
+            &tenant.name,
+            plugin,
+            invocation.outcome.state(),
+            Duration::from_micros(invocation.cpu_us),
+        );
         invocation
     }
 

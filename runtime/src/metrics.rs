@@ -21,6 +21,8 @@ pub struct Metrics {
     oldest_pending_seconds: IntGauge,
     in_doubt: IntGauge,
     suspended: IntGauge,
+    refused: IntGauge,
+    problems: IntGauge,
     queue_depth: IntGaugeVec,
 }
 
@@ -83,7 +85,7 @@ impl Metrics {
             invocations: counters(
                 "invocations_total",
                 "Plugin invocations by how they ended.",
-                &["plugin", "outcome"],
+                &["tenant", "plugin", "outcome"],
             )?,
             invocation_seconds,
             swaps: counters(
@@ -95,7 +97,7 @@ impl Metrics {
             attempts: counters(
                 "attempts_total",
                 "Attempts by capability and kind of answer.",
-                &["capability", "answer"],
+                &["tenant", "capability", "answer"],
             )?,
             effects: gauges(
                 "effects",
@@ -105,6 +107,11 @@ impl Metrics {
             oldest_pending_seconds: gauge("oldest_pending_effect_seconds", "Age of the oldest effect on its way.")?,
             in_doubt: gauge("effects_in_doubt", "Effects with an attempt whose end nobody knows.")?,
             suspended: gauge("suspended_destinations", "Destinations that wait for a person to mend something.")?,
+            refused: gauge("refused_plugins", "Plugins that do not run, or not in the version their file holds.")?,
+            problems: gauge(
+                "config_problems",
+                "What is wrong with the configuration as it is now: an earlier one runs.",
+            )?,
             queue_depth: gauges("source_queue_messages", "Messages that wait in a tenant's queue.", &["tenant"])?,
             registry,
         })
@@ -116,8 +123,8 @@ impl Metrics {
     }
 
     /// Counts an invocation by the state it was recorded in.
-    pub fn invocation(&self, plugin: &str, outcome: &str, cpu: Duration) {
-        self.invocations.with_label_values(&[plugin, outcome]).inc();
+    pub fn invocation(&self, tenant: &str, plugin: &str, outcome: &str, cpu: Duration) {
+        self.invocations.with_label_values(&[tenant, plugin, outcome]).inc();
         self.invocation_seconds.with_label_values(&[plugin]).observe(cpu.as_secs_f64());
     }
 
@@ -132,8 +139,14 @@ impl Metrics {
     }
 
     /// Counts an attempt by the kind of its answer.
-    pub fn attempt(&self, capability: &str, answer: &str) {
-        self.attempts.with_label_values(&[capability, answer]).inc();
+    pub fn attempt(&self, tenant: &str, capability: &str, answer: &str) {
+        self.attempts.with_label_values(&[tenant, capability, answer]).inc();
+    }
+
+    /// Notes how many plugins are refused, and how much is wrong with the configuration.
+    pub fn waits_for_a_person(&self, refused: usize, problems: usize) {
+        self.refused.set(i64::try_from(refused).unwrap_or(i64::MAX));
+        self.problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
     }
 
     /// Notes how many messages wait in a tenant's queue.

@@ -16,6 +16,7 @@ mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::effect::Hash;
@@ -28,8 +29,8 @@ pub use child::EXIT_REFUSED;
 pub use compiler::{Compiler, Terms};
 pub use file::{Unusable, read_component};
 use news::News;
-pub use plugins::Admitted;
-use plugins::{Plugin, Plugins};
+pub use plugins::{Admitted, Refusal};
+use plugins::{Plugin, Plugins, Standing};
 use quarantine::{Passage, next_probe_ms};
 pub use watch::Watch;
 
@@ -42,6 +43,8 @@ pub struct Registry {
     store: Option<Store>,
     /// What went live and is not in the store yet.
     unrecorded: Mutex<VecDeque<Deployment>>,
+    /// Whether plugins may have missed what the store told of.
+    is_to_follow_anew: AtomicBool,
     /// Something has happened to the plugins or their files.
     news: News,
     /// Who is having something compiled that he has brought.
@@ -76,7 +79,9 @@ impl Registry {
     ) -> Result<Arc<Self>, Vec<RegistryError>> {
         let (folder, bringing) = (folder.to_owned(), Slots::new(BRINGING_MAX, 1));
         let (plugins, unrecorded, news) = (RwLock::default(), Mutex::default(), News::default());
-        let registry = Arc::new(Self { folder, compiler, plugins, store, unrecorded, news, bringing });
+        let is_to_follow_anew = AtomicBool::default();
+        let registry =
+            Arc::new(Self { folder, compiler, plugins, store, unrecorded, is_to_follow_anew, news, bringing });
         registry.go_live(registry.admit(tenants).await?);
         Ok(registry)
     }
@@ -85,25 +90,27 @@ impl Registry {
     ///
     /// # Errors
     /// Why none is: there is no live version, or it is in quarantine.
-    pub async fn permit(&self, tenant: &str, plugin: &str) -> Result<Arc<Version>, String> {
-        let found = self.plugin(tenant, plugin);
-        let live = found.and_then(|plugin| Some((plugin.live()?, plugin)));
-        let (version, found) = live.ok_or_else(|| "no version of the plugin is live".to_owned())?;
+    pub async fn permit(&self, tenant: &str, plugin: &str) -> Result<Arc<Version>, Refusal> {
+        let lasting = |why: String| Refusal { why, is_passing: false };
+        let none = || lasting("no version of the plugin is live".into());
+        let found = self.plugin(tenant, plugin).ok_or_else(none)?;
+        let Standing { live, refused, .. } = found.standing();
+        let version = live.ok_or_else(|| refused.filter(|refusal| refusal.is_passing).unwrap_or_else(none))?;
         match found.watchman.passage() {
             Passage::Free => Ok(version),
             Passage::Probe if self.probe(tenant, plugin, &found, version.digest).await => {
                 tracing::info!(tenant, plugin, "a quarantined plugin is run once, to see how it does");
                 Ok(version)
             }
-            Passage::Probe => Err("quarantined".into()),
-            Passage::Shut(reason) => Err(format!("quarantined: {reason}")),
+            Passage::Probe => Err(lasting("quarantined".into())),
+            Passage::Shut(reason) => Err(lasting(format!("quarantined: {reason}"))),
         }
     }
 
     /// Takes note of how a call about a task group went; a version that faults too often is quarantined.
     pub async fn judge(&self, tenant: &str, plugin: &str, digest: Hash, task_group: &str, outcome: &Outcome) {
         let Some(found) = self.plugin(tenant, plugin) else { return };
-        if found.live().is_none_or(|live| live.digest != digest) {
+        if found.digest() != Some(digest) {
             // It began before another version was live.
             return;
         }
@@ -146,7 +153,7 @@ impl Registry {
 
     /// Has whoever keeps the plugins in step do so at once: something in the store is new.
     pub fn wake(&self) {
-        self.news.heard_whole(Vec::new());
+        self.news.heard_of_store();
     }
 
     fn plugin(&self, tenant: &str, plugin: &str) -> Option<Arc<Plugin>> {
@@ -167,7 +174,7 @@ impl Registry {
         let plugins = self.plugins();
         let refused = plugins
             .iter()
-            .filter_map(|((tenant, name), plugin)| plugin.refused().map(|why| (format!("{tenant}/{name}"), why)));
+            .filter_map(|((tenant, name), plugin)| Some((format!("{tenant}/{name}"), plugin.refused()?.why)));
         refused.collect()
     }
 }

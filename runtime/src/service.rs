@@ -211,7 +211,8 @@ impl Service {
     pub fn serve_admin(&self, listener: TcpListener) {
         let metrics = Arc::clone(&self.metrics);
         let uploads = Slots::new(Admin::UPLOADS_MAX, Admin::UPLOADS_MAX / 2);
-        let admin = Admin { store: self.store.clone(), live: self.live(), metrics, uploads };
+        let (store, begun) = (self.store.clone(), TaskTracker::new());
+        let admin = Admin { store, live: self.live(), metrics, uploads, begun };
         let stop = self.stop_housekeeping.clone();
         self.housekeeping.spawn(async move {
             if let Err(error) = admin.serve(listener, stop).await {

@@ -36,6 +36,8 @@ use writer::{Write, Written};
 pub struct Store {
     // Closed before the writer, who is the last one then and leaves nothing beside the file.
     reader: Reader,
+    /// For long lists of what happened: whoever asks for many of them keeps nobody else from reading.
+    lists: Reader,
     writer: mpsc::Sender<(Write, oneshot::Sender<Result<Written, StoreError>>)>,
     health: watch::Receiver<Health>,
 }
@@ -143,7 +145,7 @@ impl Store {
         let opening = path.clone();
         let opened = tokio::task::spawn_blocking(move || sqlite::open(&opening)).await;
         let connection = opened.unwrap_or_else(over)?;
-        let reader = Reader::new(path.clone());
+        let (reader, lists) = (Reader::new(path.clone(), READERS), Reader::new(path.clone(), 1));
         let (writer, writes) = mpsc::channel(WRITES_WAITING_MAX);
         let (health_sender, health) = watch::channel(Health::Ready);
         let (checkpoints, dues) = checkpoint::Checkpoints::new();
@@ -163,7 +165,7 @@ impl Store {
             drop(running);
         };
         thread().spawn(copy).map_err(system)?;
-        Ok(Self { writer, reader, health })
+        Ok(Self { writer, reader, lists, health })
     }
 
     /// Commits what intake decided about an event, with everything its plugins asked for.
@@ -381,3 +383,5 @@ pub const LEASE_MS: i64 = 15_000;
 /// For how long a deferred event or a retry, once taken, is nobody else's.
 const TAKEN_MS: i64 = 60_000;
 const WRITES_WAITING_MAX: usize = 1_024;
+/// Connections that read.
+const READERS: usize = 2;

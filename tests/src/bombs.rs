@@ -13,6 +13,23 @@ pub fn functions(count: u32, body: &[u8]) -> Vec<u8> {
     [b"\0asm\x0d\0\x01\0".to_vec(), section(1, &module.concat())].concat()
 }
 
+/// A component with so many modules, each with a memory and a byte of data at both its ends.
+pub fn sparse_memories(count: usize) -> Vec<u8> {
+    let data = |place: u32| {
+        // i32.const, whose operand is signed: one more digit keeps it positive.
+        let mut place = leb(place);
+        if let Some(last) = place.last_mut().filter(|last| **last >= 0x40) {
+            *last |= 0x80;
+            place.push(0);
+        }
+        [vec![0, 0x41], place, vec![0x0b, 1, 0x58]].concat()
+    };
+    let data = [vec![2], data(0), data((16 << 20) - 16)].concat();
+    let module = [b"\0asm\x01\0\0\0".to_vec(), section(5, &[1, 0, 0x80, 2]), section(11, &data)].concat();
+    let modules = section(1, &module).repeat(count);
+    [b"\0asm\x0d\0\x01\0".to_vec(), modules].concat()
+}
+
 /// A component with types inside types, so many deep.
 pub fn nested_types(depth: usize) -> Vec<u8> {
     // One type, which is a component type with one declaration, which is a type …

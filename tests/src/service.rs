@@ -90,6 +90,18 @@ impl Service {
         self.keeper.as_ref().map(Keeper::pid)
     }
 
+    /// The ids of the processes that it has started and that have not ended.
+    pub fn children(&self) -> Result<Vec<u32>> {
+        let pid = self.pid().context("the service was never started")?;
+        let mut children = Vec::new();
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            // A thread may end meanwhile, and its children go to another one.
+            let text = std::fs::read_to_string(thread?.path().join("children")).unwrap_or_default();
+            children.extend(text.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+        Ok(children)
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&mut self) -> Result<()> {
         self.signal("TERM")

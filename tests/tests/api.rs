@@ -1,10 +1,11 @@
 //! The admin API: who may see and do what, and what comes of anything else.
 
+use std::cell::Cell;
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use end_to_end::stamped::{LIVE, admin_port, said, stamp, version};
+use end_to_end::stamped::{LIVE, admin_port, put, said, stamp, version};
 use end_to_end::tenants::lines;
 use end_to_end::world::{mail_to, store};
 use end_to_end::{Behaviour, Broker, Service, World, bombs, guest, raw_request, wait};
@@ -189,6 +190,11 @@ async fn a_tenant_deploys_for_itself_alone_goes_back_and_stops_what_it_has() -> 
     let to = json!({"to": deployed["digest"]}).to_string();
     assert_eq!(api.ask(&api.red, "POST", &rollback, to.as_bytes()).await?.0, 200);
     said(&api.service, LIVE, at_start + 3).await?;
+    // What it went back to is its own: a file for all does not replace it.
+    put(&api.world.plugin_folder().join("stamped.wasm"), &version(7)?)?;
+    assert_eq!(said(&api.service, LIVE, at_start + 4).await?["tenant"], "blue");
+    assert_eq!(subject("red", "e@example.com").await?, stamp(3));
+    assert_eq!(subject("blue", "f@example.com").await?, stamp(7));
 
     let (quarantine, release) = (format!("{plugin}/quarantine"), format!("{plugin}/release"));
     for (who, whom, status) in
@@ -204,13 +210,43 @@ async fn a_tenant_deploys_for_itself_alone_goes_back_and_stops_what_it_has() -> 
     // What the operator stopped, no other version starts.
     assert_eq!(api.ask(&api.operator, "POST", &quarantine, b"").await?.0, 200);
     assert_eq!(api.ask(&api.red, "POST", &versions, &version(4)?).await?.0, 200);
-    said(&api.service, LIVE, at_start + 4).await?;
-    assert_eq!(api.ask(&api.red, "POST", &rollback, b"").await?.0, 200);
     said(&api.service, LIVE, at_start + 5).await?;
+    assert_eq!(api.ask(&api.red, "POST", &rollback, b"").await?.0, 200);
+    said(&api.service, LIVE, at_start + 6).await?;
     assert_eq!(api.read(&api.red, plugin).await?["quarantined"]["reason"], "by order of the operator");
     api.settle("red", &json!({"plugins": ["stamped"], "emails": ["d@example.com"]})).await?;
     let last = "SELECT state FROM invocation ORDER BY id DESC LIMIT 1";
     assert_eq!(store(&api.service).rows(last)?, ["refused"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_goes_away_while_his_version_is_compiled_keeps_his_place() -> Result<()> {
+    let api = Api::new().await?;
+    let versions = "/api/tenants/red/plugins/stamped/versions";
+    let bomb = bombs::functions(100, &bombs::slow_body(100 << 10));
+    let head = format!(
+        "POST {versions} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n",
+        api.red,
+        bomb.len()
+    );
+    let mut connection = TcpStream::connect(("127.0.0.1", api.port)).await?;
+    connection.write_all(head.as_bytes()).await?;
+    connection.write_all(&bomb).await?;
+    wait::until("it is compiled", SOON, async || Ok(api.service.children()?.len() == 1)).await?;
+    drop(connection);
+    let (done, most) = (Cell::new(false), Cell::new(0));
+    let ask = async {
+        let answer = api.ask(&api.red, "POST", versions, &version(1)?).await;
+        done.set(true);
+        answer
+    };
+    let count = wait::until("there is an answer", SOON, async || {
+        most.set(api.service.children()?.len().max(most.get()));
+        Ok(done.get())
+    });
+    let (answer, ()) = tokio::try_join!(ask, count)?;
+    assert_eq!((answer.0, most.get()), (200, 1), "one at a time");
     Ok(())
 }
 

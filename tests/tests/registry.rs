@@ -3,14 +3,22 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use end_to_end::stamped::{LIVE, REFUSED, Running, file, lines, put, said, stamp, version, world};
-use end_to_end::{binary, bombs, guest};
+use end_to_end::{binary, bombs, guest, wait};
+use pulse_notifier::config::{Config, Environment};
+use pulse_notifier::effect::Hash;
 use pulse_notifier::grant::Grant;
-use pulse_notifier::registry::{Compiler, Terms};
+use pulse_notifier::metrics::Metrics;
+use pulse_notifier::registry::{Compiler, Registry, Terms, Watch};
 use pulse_notifier::sandbox::{ComponentLimits, Sandbox};
+use pulse_notifier::store::{Deployment, Source, Store};
+use pulse_notifier::tenant::Tenant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 fn terms(component: ComponentLimits) -> Terms {
     Terms { grant: Grant::towards(&[]).into(), component }
@@ -72,6 +80,80 @@ fn types_inside_types_without_end_harm_nobody() -> Result<()> {
         let refused = refusal(&bombs::nested_types(depth), ComponentLimits::default())?;
         assert!(refused.starts_with(why), "{refused}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_compiling_process_that_somebody_kills_says_nothing_about_the_component() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (program, killed) = (folder.path().join("program"), folder.path().join("killed"));
+    let (first, service) = (killed.display(), binary()?);
+    let script = format!("#!/bin/sh\n[ -e {first} ] && exec {} \"$@\"\n: > {first}\nkill -9 $$\n", service.display());
+    fs::write(&program, script)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700))?;
+    let compiler = Compiler::new(&Sandbox::start()?).with_program(&program);
+    let (wasm, terms) = (fs::read(guest("smtp")?)?, terms(ComponentLimits::default()));
+    let why = compiler.admit("smtp", &wasm, &terms).err().context("it is killed")?;
+    assert!(why.is_passing(), "{why}");
+    compiler.admit("smtp", &wasm, &terms)?;
+    Ok(())
+}
+
+#[test]
+fn a_few_bytes_of_data_far_apart_take_little_room_when_they_are_compiled() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let compiler = compiler()?.with_cache(folder.path().join("cache").as_path());
+    let refused = compiler.admit("sparse", &bombs::sparse_memories(4), &terms(ComponentLimits::default())).err();
+    assert!(refused.context("it is no plugin")?.to_string().contains("notify"));
+    let code = kept(&folder.path().join("cache"))?.pop().context("it is kept")?;
+    assert!(fs::metadata(&code)?.len() < 1 << 20, "{}", fs::metadata(&code)?.len());
+    Ok(())
+}
+
+/// A tenant whose plugin `stamped` may mail these people.
+fn tenants(folder: &Path, recipients: &str) -> Result<Vec<Tenant>> {
+    let file = folder.join("pn.toml");
+    let text = format!(
+        "[broker]\nlogin = \"me\"\npassword = \"secret\"\n[tenants.red.queue]\nname = \"red\"\n\
+         [tenants.red.accounts.mail]\nkind = \"smtp\"\nhost = \"localhost\"\nfrom = \"a@example.com\"\n\
+         security = \"none\"\n\
+         [tenants.red.plugins.stamped.grant.email]\naccount = \"mail\"\nrecipients = [\"{recipients}\"]\n"
+    );
+    fs::write(&file, text)?;
+    Ok(Config::from_file(&file, &Environment::default())?.tenants)
+}
+
+#[tokio::test]
+async fn what_goes_live_while_new_terms_are_looked_at_stays_live_under_them() -> Result<()> {
+    let (folder, writer, stop) = (tempfile::tempdir()?, TaskTracker::new(), CancellationToken::new());
+    let store = Store::open(&format!("sqlite:{}/s.db", folder.path().display()), &writer).await?;
+    fs::write(folder.path().join("stamped.wasm"), version(0)?)?;
+    let before = tenants(folder.path(), "*@example.com")?;
+    let loaded = Registry::load(compiler()?, folder.path(), &before, Some(store.clone())).await;
+    let registry = loaded.map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+    writer.spawn(Watch::new(Arc::clone(&registry), Arc::new(Metrics::new()?)).run(stop.clone()));
+    let deploy = async |number: u32| {
+        let wasm = Arc::new(version(number)?);
+        let (tenant, plugin, digest) = ("red".to_owned(), "stamped".to_owned(), Hash::of_bytes(&wasm));
+        let (source, is_own) = (Source::Api, true);
+        store.deploy(Deployment { tenant, plugin, digest, wasm, source, is_own, file: None }).await?;
+        registry.wake();
+        anyhow::Ok(digest)
+    };
+    let live = async |digest: Hash| {
+        let is_live = async || Ok(registry.all().iter().all(|(_, version)| version.digest == digest));
+        wait::until(&format!("{digest} is live"), Duration::from_secs(30), is_live).await
+    };
+    let soon = Duration::from_secs(30);
+    wait::until("the file is on record", soon, async || Ok(!store.deployments(0).await?.is_empty())).await?;
+    live(deploy(1).await?).await?;
+    let after = tenants(folder.path(), "a@example.com")?;
+    let admitted = registry.admit(&after).await.map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+    let second = deploy(2).await?;
+    live(second).await?;
+    registry.go_live(admitted);
+    live(second).await?;
+    stop.cancel();
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use end_to_end::tenants::readiness;
 use end_to_end::world::mail_to;
-use end_to_end::{Broker, Database, Service, World, wait};
+use end_to_end::{Broker, Database, Service, World, guest, wait};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -81,13 +81,13 @@ async fn what_the_intake_took_in_the_courier_delivers_and_neither_has_the_others
 #[tokio::test]
 async fn a_tenant_that_goes_is_left_by_both_halves() -> Result<()> {
     let (world, shared) = (world().await?, tempfile::tempdir()?);
-    let red = tenant(&world);
+    let (red, blue) = (tenant(&world), world.tenant("blue", &[("smtp", &["*@blue.example.com"])]));
     let mut intake = world
-        .service_of_role("intake", shared.path(), &[("red", &red)])?
+        .service_of_role("intake", shared.path(), &[("red", &red), ("blue", &blue)])?
         .env("PULSE_PASSWORD", &world.account.password);
     // The courier is not there: what waits, waits for it.
     intake.start()?;
-    intake.wait_for_output("consuming", SOON).await?;
+    ready(&intake).await?;
     world.publish(&world.failed_task_of("red", &mail_to("a@red.example.com")).1).await?;
     let store = Database::at(shared.path().join("pulse-notifier.db"));
     wait::until(
@@ -98,7 +98,7 @@ async fn a_tenant_that_goes_is_left_by_both_halves() -> Result<()> {
     .await?;
     fs::remove_file(shared.path().join("tenants/red.toml"))?;
     intake.wait_for_output("tenant removed", SOON).await?;
-    let mut courier = world.service_of_role("courier", shared.path(), &[])?;
+    let mut courier = world.service_of_role("courier", shared.path(), &[])?.env("SMTP_PASSWD", world.smtp.password());
     courier.start()?;
     let refused = "SELECT COUNT(*) FROM effect WHERE state = 'refused' AND CAST(reason AS TEXT) = 'tenant removed'";
     wait::until("it is refused", SOON, async || Ok(store.count(refused)? == 1)).await
@@ -167,6 +167,22 @@ async fn the_courier_needs_the_brokers_password_only_for_accounts_that_are_the_b
     world.publish(&world.failed_task_of("red", &json!({"plugins": ["repulse"]})).1).await?;
     wait::until_some("it is heard again", SOON, async || world.vhost.take("heard").await).await?;
     assert!(!courier.output().contains("consuming"), "it consumes nothing");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_command_needs_no_secret_and_leaves_out_a_tenant_whose_file_is_wrong() -> Result<()> {
+    let (world, shared) = (world().await?, tempfile::tempdir()?);
+    let (red, wrong) = (tenant(&world), "queue = [".to_owned());
+    let service = world.service_of_role("intake", shared.path(), &[("red", &red), ("blue", &wrong)])?;
+    let config = shared.path().join("pn.toml").display().to_string();
+    let run = |arguments: &[&str]| service.command(&[arguments, &["--config", &config]].concat());
+    assert_eq!(run(&["plugin", "list"])?, "red/smtp  has not run yet\n");
+    run(&["plugin", "deploy", &guest("smtp")?.display().to_string(), "--tenant", "red"])?;
+    assert_eq!(run(&["plugin", "quarantine", "smtp"])?, "red/smtp  quarantined\n");
+    assert!(run(&["token", "new", "--tenant", "red"])?.starts_with("pn_"));
+    let refused = run(&["token", "new", "--tenant", "blue"]).err().map(|why| format!("{why:#}")).unwrap_or_default();
+    assert!(refused.contains("a tenant is left out: ") && refused.contains("blue.toml:1"), "{refused}");
     Ok(())
 }
 

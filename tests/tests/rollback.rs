@@ -70,7 +70,7 @@ async fn what_a_command_deploys_is_live_and_what_the_grant_does_not_cover_is_not
         (&["plugin", "deploy", "nowhere.wasm", "--name", "stamped"], "nowhere.wasm: read it"),
         (&["plugin", "deploy", "stamped.wasm", "--tenant", "red"], "--tenant: expected one of default, found \"red\""),
         (&["plugin", "rollback", "stamped", "--to", "xyz"], "expected 8 to 64 hexadecimal digits"),
-        (&["plugin", "rollback", "stamped", "--to", "00000000"], "expected such a version of stamped"),
+        (&["plugin", "rollback", "stamped", "--to", "00000000"], "found none such for default: nothing is changed"),
         (&["plugin", "inspect", "unheard_of"], "expected one of the plugins stamped"),
     ] {
         let refused = running.service.command(arguments).err().context("it is refused")?.to_string();

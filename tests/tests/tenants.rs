@@ -292,9 +292,10 @@ async fn what_waits_for_a_tenant_that_went_is_ended_and_its_queue_stays() -> Res
 #[tokio::test]
 async fn what_waits_for_a_tenant_that_went_while_the_service_was_down_is_ended_at_the_start() -> Result<()> {
     let world = world().await?;
-    let mut service = world.service_of_tenants(&[("red", &with_hostile(&world, "red"))])?;
+    let mut service =
+        world.service_of_tenants(&[("red", &with_hostile(&world, "red")), ("blue", &tenant(&world, "blue"))])?;
     service.start()?;
-    consuming(&service, &["red"]).await?;
+    consuming(&service, &["blue", "red"]).await?;
     leave_waiting(&world, &service).await?;
     service.terminate()?;
     service.wait_exit(SOON).await?;
@@ -304,16 +305,42 @@ async fn what_waits_for_a_tenant_that_went_while_the_service_was_down_is_ended_a
 }
 
 #[tokio::test]
+async fn that_all_tenants_go_at_once_is_believed_only_when_it_is_asked_for() -> Result<()> {
+    let world = world().await?;
+    let mut service = world.service_of_tenants(&[("red", &with_hostile(&world, "red"))])?;
+    service.start()?;
+    consuming(&service, &["red"]).await?;
+    leave_waiting(&world, &service).await?;
+    let waiting = "SELECT COUNT(*) FROM effect WHERE state = 'refused'";
+    remove_tenant(&service, "red")?;
+    problems(&service, &["the tenants that ran stay"]).await?;
+    consuming(&service, &["red"]).await?;
+    // Nor at a start.
+    service.terminate()?;
+    service.wait_exit(SOON).await?;
+    service.start()?;
+    consuming(&service, &[]).await?;
+    assert_eq!(store(&service).count(waiting)?, 0, "what waits for red waits on");
+    put_tenant(&service, "red", &with_hostile(&world, "red"))?;
+    consuming(&service, &["red"]).await?;
+    remove_tenant(&service, "red")?;
+    problems(&service, &["SIGHUP takes all of them away"]).await?;
+    service.signal("HUP")?;
+    consuming(&service, &[]).await?;
+    nothing_waits_any_more(&service).await
+}
+
+#[tokio::test]
 async fn an_attempt_under_way_is_finished_although_its_tenant_went() -> Result<()> {
     let world = world().await?;
-    let service = running(&world, &["red"]).await?;
+    let service = running(&world, &["red", "blue"]).await?;
     world.smtp.behave(Phase::Dot, Behaviour::DelayMs(3_000))?;
     tell(&world, "red", "slow").await?;
     let store = store(&service);
     let claimed = "SELECT COUNT(*) FROM effect WHERE state = 'claimed'";
     wait::until("it is under way", SOON, async || Ok(store.count(claimed)? == 1)).await?;
     remove_tenant(&service, "red")?;
-    consuming(&service, &[]).await?;
+    consuming(&service, &["blue"]).await?;
     let states = "SELECT state || ' ' || attempt FROM effect";
     wait::until("it has ended", SOON, async || Ok(store.count(claimed)? == 0)).await?;
     assert_eq!(store.rows(states)?, ["delivered 1"]);

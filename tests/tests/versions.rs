@@ -31,7 +31,7 @@ impl Opened {
             is_own: false,
             file: (source == Source::File).then_some(digest),
         };
-        Ok(self.store.deploy(deployment).await?)
+        Ok(self.store.deploy(deployment).await?.1)
     }
 
     async fn back(&self, to: Option<&str>) -> Result<Changed> {
@@ -133,8 +133,14 @@ async fn a_version_is_in_quarantine_until_another_is_live_and_one_of_those_who_a
     assert!(opened.store.quarantined().await?.is_empty());
     opened.store.change(quarantined("b", None)).await?;
     assert_eq!(opened.store.change(probe()).await?, Changed::No, "a person ordered it");
-    let release = || RegistryChange::Release { tenant: "red".into(), plugin: "smtp".into() };
-    assert_eq!(opened.store.change(release()).await?, Changed::Yes);
-    assert_eq!(opened.store.change(release()).await?, Changed::No);
+    let release =
+        |is_by_operator| RegistryChange::Release { tenant: "red".into(), plugin: "smtp".into(), is_by_operator };
+    assert_eq!(opened.store.change(release(false)).await?, Changed::Yes);
+    assert_eq!(opened.store.change(release(false)).await?, Changed::No);
+    let RegistryChange::Quarantine(one) = quarantined("b", None) else { return Ok(()) };
+    let ordered = Quarantined { reason: Quarantined::BY_OPERATOR.into(), ..one };
+    opened.store.change(RegistryChange::Quarantine(ordered)).await?;
+    assert_eq!(opened.store.change(release(false)).await?, Changed::No, "that is not the tenant's to end");
+    assert_eq!(opened.store.change(release(true)).await?, Changed::Yes);
     Ok(())
 }

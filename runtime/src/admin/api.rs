@@ -63,7 +63,11 @@ impl Error {
     }
 
     fn unknown_caller() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "authorization", "expected a header `authorization: Bearer TOKEN`")
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "authorization",
+            "expected a header `authorization: Bearer TOKEN` with a token that counts",
+        )
     }
 
     fn forbidden() -> Self {

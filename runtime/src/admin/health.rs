@@ -12,6 +12,7 @@ use axum::routing::get;
 use serde::Serialize;
 
 use super::Admin;
+use crate::intake::source::amqp::Consuming;
 use crate::store::Health;
 
 pub(super) fn router() -> Router<Arc<Admin>> {
@@ -26,7 +27,8 @@ pub(super) fn router() -> Router<Arc<Admin>> {
 struct Readiness {
     ready: bool,
     store: String,
-    queues: BTreeMap<String, &'static str>,
+    /// By tenant. An exchange that a queue cannot be bound to does not make the service unready.
+    queues: BTreeMap<String, String>,
     /// Destinations that wait for a person, with the reason. They do not make the service unready.
     suspended: BTreeMap<String, String>,
     /// Plugins that do not run, or not in the version their file holds, with the reason.
@@ -43,9 +45,13 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
         Health::Unavailable(why) => (format!("unavailable: {why}"), false),
     };
     let consuming = admin.live.queues.get().map(|queues| queues.consuming()).unwrap_or_default();
-    let said = |is_consuming| if is_consuming { "consuming" } else { "not consuming" };
-    let queues = consuming.iter().map(|(tenant, is_consuming)| (tenant.clone(), said(*is_consuming))).collect();
-    let consuming = consuming.values().all(|is_consuming| *is_consuming);
+    let said = |Consuming { is_on, unbound }: &Consuming| match (is_on, unbound.is_empty()) {
+        (false, _) => "not consuming".to_owned(),
+        (true, true) => "consuming".to_owned(),
+        (true, false) => format!("consuming, but cannot bind to {}", Vec::from_iter(unbound.clone()).join(", ")),
+    };
+    let queues = consuming.iter().map(|(tenant, consuming)| (tenant.clone(), said(consuming))).collect();
+    let consuming = consuming.values().all(|consuming| consuming.is_on);
     let (suspended, readable) = match admin.store.suspended().await {
         Ok(suspended) => (suspended, true),
         Err(_) => (BTreeMap::new(), false),
@@ -66,6 +72,8 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
         Ok(figures) => figures,
         Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     };
+    let refused = admin.live.registry.as_ref().map(|registry| registry.refused().len());
+    admin.metrics.waits_for_a_person(refused.unwrap_or_default(), admin.live.problems().len());
     match admin.metrics.render(&figures) {
         Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

@@ -53,4 +53,4 @@ fn confine(limits: &ComponentLimits) -> std::io::Result<()> {
 }
 
 const FILES_MAX: u64 = 64;
-const CODE_BYTES_MAX: u64 = 1 << 30;
+const CODE_BYTES_MAX: u64 = 256 << 20;

@@ -4,7 +4,7 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use tokio_util::task::TaskTracker;
 
-use super::Source;
+use super::File;
 use super::render::moment;
 use crate::admin::token::NewToken;
 use crate::config::{Config, Environment};
@@ -15,7 +15,7 @@ pub(super) enum Command {
     /// Make a token and print it: it is shown this once
     New(NewArguments),
     /// Show the ids of all tokens, and whose they are
-    List(Source),
+    List(File),
     /// Make a token worthless
     Revoke(RevokeArguments),
 }
@@ -30,7 +30,7 @@ pub(super) struct NewArguments {
     #[arg(long)]
     operator: bool,
     #[command(flatten)]
-    source: Source,
+    file: File,
 }
 
 #[derive(Args)]
@@ -38,14 +38,13 @@ pub(super) struct RevokeArguments {
     /// The token's id: what stands between the underscores of it
     id: String,
     #[command(flatten)]
-    source: Source,
+    file: File,
 }
 
 pub(super) async fn run(command: Command, environment: &Environment) -> anyhow::Result<()> {
-    let (Command::New(NewArguments { source, .. })
-    | Command::List(source)
-    | Command::Revoke(RevokeArguments { source, .. })) = &command;
-    let config = Config::load(source.config.as_deref(), environment)?;
+    let (Command::New(NewArguments { file, .. }) | Command::List(file) | Command::Revoke(RevokeArguments { file, .. })) =
+        &command;
+    let config = file.read(environment)?;
     let writer = TaskTracker::new();
     let store = Store::open(&config.store, &writer).await?;
     let done = match command {
@@ -83,7 +82,7 @@ async fn list(store: &Store) -> anyhow::Result<()> {
 async fn revoke(store: &Store, id: String) -> anyhow::Result<()> {
     match store.change(RegistryChange::RevokeToken { id: id.clone() }).await? {
         Changed::No => bail!("expected the id of a token, found {id:?}: see `pulse-notifier token list`"),
-        Changed::Yes | Changed::To(_) => {
+        Changed::Yes | Changed::To(_) | Changed::Live { .. } => {
             say!("{id}  revoked");
             Ok(())
         }

@@ -175,7 +175,8 @@ impl<'a> Section<'a> {
             return None;
         }
         if self.hides_secrets() {
-            if self.seen(key, file_key).is_some_and(|secret| !self.findings().knows(&secret)) {
+            let seen = self.seen(key, file_key);
+            if self.must_see_none() && seen.is_some_and(|secret| !self.findings().knows(&secret)) {
                 self.problem(if self.has(key) { key } else { file_key }, OUT_OF_SIGHT);
             }
             return None;
@@ -193,8 +194,13 @@ impl<'a> Section<'a> {
         text.or(path).map(Secret::new)
     }
 
-    /// Whether this is an account, whose secrets are not for the half that reads.
+    /// Whether the secrets in this are not for whoever reads.
     pub(super) fn hides_secrets(&self) -> bool {
+        self.must_see_none() || self.findings().role() == Role::Command
+    }
+
+    /// Whether this is an account, whose secrets the half that reads must not even be able to see.
+    pub(super) fn must_see_none(&self) -> bool {
         self.findings().role() == Role::Intake && self.general.starts_with(ACCOUNTS)
     }
 

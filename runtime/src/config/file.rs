@@ -52,9 +52,10 @@ pub(super) fn parse(
     for note in found.notes {
         findings.note(note);
     }
+    let left_out = findings.left_out();
     let notes = findings.finish()?;
     // Without one there was a problem, and so an error.
-    config.map(|config| Config { notes, ..config }).ok_or(ConfigError { problems: Vec::new() })
+    config.map(|config| Config { notes, left_out, ..config }).ok_or(ConfigError { problems: Vec::new() })
 }
 
 fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str, running: Option<&Config>) -> Option<Config> {
@@ -70,7 +71,9 @@ fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str, running: O
         match files(&folder) {
             Ok(files) => {
                 for path in &files {
-                    tenants.extend(tenant_file(findings, &folder, path, own, ceiling, &mut accounts));
+                    let tenant = tenant_file(findings, &folder, path, own, ceiling, &mut accounts);
+                    let is_left_out = findings.leave_out(&path.display().to_string());
+                    tenants.extend(tenant.filter(|_| !is_left_out));
                 }
                 if files.is_empty() {
                     root.note("tenants", "no file NAME.toml in it yet: nothing is consumed");
@@ -115,6 +118,7 @@ fn service<'a>(findings: &'a Findings<'a>, file: &str, text: &'a str, running: O
         drain: Duration::from_secs(root.whole("drain_seconds", "a number of seconds", 0..=i64::MAX).unwrap_or(30)),
         keep: Duration::from_secs(60 * 60 * 24 * days),
         notes: Vec::new(),
+        left_out: Vec::new(),
     })
 }
 
@@ -128,7 +132,9 @@ fn broker(section: &Section<'_>) -> Broker {
         password: match section.findings().role() {
             Role::All | Role::Intake => section.required_secret("password", "password_file", "the user's password"),
             // Of use to accounts that are the broker's alone.
-            Role::Courier => section.seen("password", "password_file").unwrap_or_else(|| Secret::new(String::new())),
+            Role::Courier | Role::Command => {
+                section.seen("password", "password_file").unwrap_or_else(|| Secret::new(String::new()))
+            }
         },
     }
 }

@@ -13,6 +13,7 @@ pub(super) struct Findings<'e> {
     own: RefCell<Option<Secret>>,
     problems: RefCell<Vec<(String, usize, Problem)>>,
     notes: RefCell<Vec<String>>,
+    left_out: RefCell<Vec<String>>,
     asked: RefCell<BTreeSet<String>>,
     variables: RefCell<BTreeSet<String>>,
 }
@@ -25,6 +26,7 @@ impl<'e> Findings<'e> {
             own: RefCell::default(),
             problems: RefCell::default(),
             notes: RefCell::default(),
+            left_out: RefCell::default(),
             asked: RefCell::default(),
             variables: RefCell::default(),
         }
@@ -53,6 +55,22 @@ impl<'e> Findings<'e> {
             let problem = Problem { place: printable(&place), what: self.shown(&what.into()) };
             problems.push((file.to_owned(), line, problem));
         }
+    }
+
+    /// A command leaves out a file that it could take only in part; whether it does.
+    pub(super) fn leave_out(&self, file: &str) -> bool {
+        if self.role != Role::Command {
+            return false;
+        }
+        let (wrong, others) = self.problems.take().into_iter().partition::<Vec<_>, _>(|(place, ..)| place == file);
+        self.problems.replace(others);
+        self.left_out.borrow_mut().extend(wrong.iter().map(|(.., problem)| problem.to_string()));
+        !wrong.is_empty()
+    }
+
+    /// What is wrong with files that are left out.
+    pub(super) fn left_out(&self) -> Vec<String> {
+        self.left_out.borrow().clone()
     }
 
     pub(super) fn note(&self, note: impl Into<String>) {

@@ -73,6 +73,7 @@ pub(super) fn read(environment: &Environment, role: Role) -> Result<Config, Conf
         drain: Duration::from_secs(reader.parsed("PN_DRAIN_SECONDS", "a number of seconds", 30)),
         keep: Duration::from_secs(60 * 60 * 24 * keep_days(&reader)),
         notes: Vec::new(),
+        left_out: Vec::new(),
     };
     if let Some(why) = root_problem(&config.taskcluster_root) {
         reader.problem("TASKCLUSTER_ROOT_URL", why);
@@ -150,7 +151,8 @@ fn broker(reader: &Reader<'_>, role: Role) -> Broker {
             reader.problem(name, format!("expected {}, found {found}", HOST.what));
         }
     }
-    let needs_password = role.takes_in() || reader.list("PN_SERVICES").unwrap_or_default().contains(&"repulse".into());
+    let is_for_effects = || reader.list("PN_SERVICES").unwrap_or_default().contains(&"repulse".into());
+    let needs_password = role.takes_in() || (role.delivers() && is_for_effects());
     let password = match needs_password {
         true => reader.required("PULSE_PASSWORD", "the Pulse user's password"),
         false => reader.text("PULSE_PASSWORD").unwrap_or_default(),

@@ -22,6 +22,11 @@ impl Pattern {
         Self { text: text.to_owned(), case_matters: true }
     }
 
+    /// Whether anything may follow at its end.
+    pub(super) fn is_open(&self) -> bool {
+        self.text.ends_with('*')
+    }
+
     /// Whether all of the text matches.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {

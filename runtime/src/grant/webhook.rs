@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use url::{Position, Url};
+use url::Url;
 
 use super::{Grant, Pattern, Refusal, is_content_type, not_granted, shown};
 use crate::effect::{Effect, Origin, Planned, Receiver, Webhook};
@@ -99,31 +99,37 @@ pub fn is_endpoint_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
-/// Addresses of the web. Host and path are matched each for itself, so that no path can pass for a host.
+/// Addresses of the web. Host, path and query are matched each for itself, so that none can pass for another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UrlPattern {
     text: String,
     scheme: String,
     host: Pattern,
     port: Option<u16>,
-    path: Pattern,
+    /// The steps of the path.
+    path: Vec<Pattern>,
+    /// What the query may be, if there may be one.
+    query: Option<Pattern>,
 }
 
 impl UrlPattern {
     /// The pattern this text is: `https://hooks.example.com/builds/*`, a host without a path for all there is on it, `*`
-    /// for every `https` address on the usual port.
+    /// for every `https` address on the usual port. Within a path, `*` stands for one step or a part of one; at its end,
+    /// for all there is, with whatever query.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let whole = if text == "*" { "https://*" } else { text };
         let url = address(whole).ok()?;
         let (_, rest) = whole.split_once("://")?;
-        let path = if rest.contains(['/', '?']) { &url[Position::BeforePath..] } else { "*" };
+        let path = if rest.contains(['/', '?']) { url.path() } else { "/*" };
+        let of_query = |query| Pattern::to_the_letter(query);
         Some(Self {
             text: text.to_owned(),
             scheme: url.scheme().to_owned(),
             host: Pattern::new(url.host_str()?),
             port: url.port_or_known_default(),
-            path: Pattern::to_the_letter(path),
+            path: path.split('/').map(Pattern::to_the_letter).collect(),
+            query: url.query().map(of_query).or_else(|| path.ends_with('*').then(|| of_query("*"))),
         })
     }
 
@@ -131,7 +137,15 @@ impl UrlPattern {
         url.scheme() == self.scheme
             && url.port_or_known_default() == self.port
             && url.host_str().is_some_and(|host| self.host.matches(host))
-            && self.path.matches(&url[Position::BeforePath..])
+            && self.is_path(url.path())
+            && url.query().is_none_or(|found| self.query.as_ref().is_some_and(|query| query.matches(found)))
+    }
+
+    fn is_path(&self, path: &str) -> bool {
+        let Some((last, steps)) = self.path.split_last() else { return false };
+        let mut found = path.splitn(self.path.len(), '/');
+        steps.iter().all(|step| found.next().is_some_and(|found| step.matches(found)))
+            && found.next().is_some_and(|rest| last.matches(rest) && (last.is_open() || !rest.contains('/')))
     }
 
     /// Whether it leaves the host open.
@@ -165,6 +179,11 @@ fn address(text: &str) -> Result<Url, Refusal> {
     let path = url.path().to_ascii_lowercase();
     if ["%2f", "%5c", "%0", "%1", "%7f"].iter().any(|code| path.contains(code)) {
         return Err(invalid("an address without encoded slashes and control characters in its path"));
+    }
+    // Some receivers cut off what follows, and then it is a step up.
+    let steps = path.replace("%3b", ";");
+    if steps.split('/').any(|step| step.starts_with(".;") || step.starts_with("..;")) {
+        return Err(invalid("an address without steps up in its path"));
     }
     Ok(url)
 }
@@ -347,6 +366,8 @@ mod tests {
             "https://hooks.example.com/builds/..%2Fother",
             "https://hooks.example.com/builds/..%5cother",
             "https://hooks.example.com/builds/%00",
+            "https://hooks.example.com/builds/..;/other",
+            "https://hooks.example.com/builds/..%3Ba/other",
             "https://hooks.example.com/builds/%0d%0aa",
             &format!("https://hooks.example.com/builds/{}", "x".repeat(2048)),
         ] {
@@ -366,6 +387,30 @@ mod tests {
         assert!(!matches("*", "https://anything.example.com:22/"));
         assert!(matches("https://[::1]:8443/", "https://[::1]:8443/"));
         assert!(!matches("https://a.example.com/", "https://a.example.com/b"));
+    }
+
+    #[test]
+    fn what_stands_for_a_step_is_one_and_a_query_is_no_path() {
+        let matches = |pattern: &str, url: &str| UrlPattern::new(pattern).unwrap().matches(&url.parse().unwrap());
+        let step = "https://a.example.com/rooms/*/notify";
+        for (pattern, url, expected) in [
+            (step, "https://a.example.com/rooms/7/notify", true),
+            (step, "https://a.example.com/rooms/7/delete?/notify", false),
+            (step, "https://a.example.com/rooms/7/members/notify", false),
+            (step, "https://a.example.com/rooms/7/notify/more", false),
+            (step, "https://a.example.com/rooms/7/notify?a=b", false),
+            (step, "https://a.example.com/rooms//notify", true),
+            ("https://a.example.com/b-*", "https://a.example.com/b-1/c?d", true),
+            ("https://a.example.com/b/*", "https://a.example.com/b", false),
+            ("https://a.example.com/*b", "https://a.example.com/c/b", false),
+            ("https://a.example.com/*b", "https://a.example.com/cb", true),
+            ("https://a.example.com/b?c=*", "https://a.example.com/b?c=d/e", true),
+            ("https://a.example.com/b?c=*", "https://a.example.com/b/d?c=1", false),
+            ("https://a.example.com/b?c=*", "https://a.example.com/b", true),
+            ("https://a.example.com?c", "https://a.example.com/?d", false),
+        ] {
+            assert_eq!(matches(pattern, url), expected, "{pattern} {url}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Intake;
-use super::source::amqp::AmqpSource;
+use super::source::amqp::{AmqpSource, Consuming};
 use crate::config::Broker;
 use crate::tenant::{ByName, Queue};
 
@@ -31,7 +31,7 @@ pub struct Queues {
 struct Consumed {
     /// None once the tenant is gone.
     wanted: watch::Sender<Option<Queue>>,
-    consuming: watch::Receiver<bool>,
+    consuming: watch::Receiver<Consuming>,
 }
 
 impl Queues {
@@ -67,8 +67,8 @@ impl Queues {
 
     /// Whether each tenant's queue is being consumed.
     #[must_use]
-    pub fn consuming(&self) -> BTreeMap<String, bool> {
-        self.consumed().iter().map(|(name, one)| (name.clone(), *one.consuming.borrow())).collect()
+    pub fn consuming(&self) -> BTreeMap<String, Consuming> {
+        self.consumed().iter().map(|(name, one)| (name.clone(), one.consuming.borrow().clone())).collect()
     }
 
     fn consumed(&self) -> MutexGuard<'_, BTreeMap<String, Consumed>> {
@@ -77,7 +77,7 @@ impl Queues {
 
     fn begin(self: &Arc<Self>, tenant: &str, queue: Option<Queue>) -> Consumed {
         let (wanted, wishes) = watch::channel(queue);
-        let (says, consuming) = watch::channel(false);
+        let (says, consuming) = watch::channel(Consuming::default());
         let (consume, ended) =
             (Arc::clone(self).consume(tenant.to_owned(), wishes, says), self.ended.clone().drop_guard());
         self.tracker.spawn(async move {
@@ -92,10 +92,11 @@ impl Queues {
         self: Arc<Self>,
         tenant: String,
         mut wanted: watch::Receiver<Option<Queue>>,
-        consuming: watch::Sender<bool>,
+        consuming: watch::Sender<Consuming>,
     ) {
         while !self.stop.is_cancelled() {
             let Some(queue) = wanted.borrow_and_update().clone() else { break };
+            let name = queue.name.clone();
             let (stop, close, handlers) = (self.stop.child_token(), self.close.child_token(), TaskTracker::new());
             let source = AmqpSource {
                 broker: self.broker.clone(),
@@ -122,6 +123,13 @@ impl Queues {
                 close.cancel();
             };
             tokio::join!(source.run(out, stop.clone(), close.clone()), finish);
+            if wanted.borrow().as_ref().is_some_and(|queue| queue.name != name) {
+                tracing::warn!(
+                    tenant,
+                    queue = name,
+                    "no longer consuming this queue: it stays, and so do its bindings"
+                );
+            }
         }
         if wanted.borrow().is_none() {
             tracing::info!(tenant, "no longer consuming: the tenant was removed, its queue stays");

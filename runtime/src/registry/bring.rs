@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::plugins::Held;
+use super::plugins::{Held, Standing};
 use super::{Registry, Unusable};
 use crate::effect::Hash;
 use crate::store::{Deployment, Source};
@@ -46,10 +46,17 @@ impl Registry {
         let (tenant, name) = (tenant.to_owned(), name.to_owned());
         let deployment =
             Deployment { tenant: tenant.clone(), plugin: name.clone(), digest, wasm, source, is_own: true, file: None };
-        let is_news = store.deploy(deployment).await.map_err(Unusable::Store)?;
-        if plugin.live().is_none_or(|live| live.digest != digest) {
-            let held = Held { is_own: true, is_brought: true, ..plugin.held() };
-            plugin.go_live(version, held);
+        let (seq, is_news) = store.deploy(deployment).await.map_err(Unusable::Store)?;
+        let went = plugin.change(|standing| {
+            // Unless the store has told of a later one by now.
+            let is_next = standing.live.as_ref().is_none_or(|live| live.digest != digest) && standing.seq <= seq;
+            if is_next {
+                let held = Held { is_own: true, is_brought: true, ..standing.held };
+                *standing = Standing { live: Some(Arc::new(version)), refused: None, held, seq };
+            }
+            is_next
+        });
+        if went {
             tracing::info!(tenant, plugin = name, %digest, source = source.name(), "plugin live");
         }
         // Where it came from is in the store, and so is whatever went live meanwhile.

@@ -76,6 +76,7 @@ impl Cache {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&self.folder)? {
             let path = entry?.path();
+            // Others may let go of it at the same time.
             let Ok(metadata) = path.symlink_metadata() else { continue };
             let modified = metadata.modified()?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -83,7 +84,7 @@ impl Cache {
             if path.extension().is_some_and(|extension| extension == EXTENSION) {
                 files.push((modified, metadata.len(), path));
             } else if name.starts_with(UNFINISHED) && is_old {
-                std::fs::remove_file(path)?;
+                remove(&path)?;
             }
         }
         files.sort_by_key(|(modified, ..)| std::cmp::Reverse(*modified));
@@ -91,7 +92,7 @@ impl Cache {
         for (number, (_, size, path)) in files.into_iter().enumerate() {
             bytes = bytes.saturating_add(size);
             if number >= FILES_MAX || bytes > BYTES_MAX {
-                std::fs::remove_file(path)?;
+                remove(&path)?;
             }
         }
         Ok(())
@@ -127,6 +128,11 @@ fn key(folder: &Path) -> std::io::Result<[u8; KEY_BYTES]> {
     let mut key = [0; KEY_BYTES];
     file.read_exact(&mut key)?;
     Ok(key)
+}
+
+/// It is gone, whoever removed it.
+fn remove(path: &Path) -> std::io::Result<()> {
+    std::fs::remove_file(path).or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 fn open(options: &mut OpenOptions, path: &Path) -> std::io::Result<File> {

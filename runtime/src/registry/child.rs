@@ -81,14 +81,17 @@ fn refusal(ended: Option<ExitStatus>, words: &str, limits: &ComponentLimits) -> 
     let seconds = limits.compile_cpu.as_secs();
     let exhausting = |most: String, key| AdmissionError::Exhausting { most, key };
     let Some(status) = ended else {
+        // It had not even its seconds of a processor: the machine is busy.
         let all = limits.compile_cpu.saturating_mul(PATIENCE).as_secs();
-        return exhausting(format!("{all} s altogether"), "compile_seconds");
+        return AdmissionError::Host(format!("it was not done within {all} s"));
     };
     // What Rust says last when the system gives it no more.
     let is_out_of_memory = words.contains("memory allocation of") || words.contains("out of memory");
     match (status.code(), status.signal().and_then(Signal::from_named_raw)) {
         (Some(code), _) if code == i32::from(EXIT_REFUSED) => AdmissionError::Refused(printable(words)),
         (_, Some(Signal::XCPU)) => exhausting(format!("{seconds} s of processor time"), "compile_seconds"),
+        // Nobody but the system does that, when it runs out of memory, or a person.
+        (_, Some(Signal::KILL)) => AdmissionError::Host("the compiling process was killed".into()),
         _ if is_out_of_memory => {
             exhausting(format!("{} bytes of memory", limits.compile_bytes_max), "compile_memory_bytes")
         }

@@ -116,7 +116,7 @@ impl Compiler {
         }
         let code = child::compile(&self.program, wasm, limits)?;
         let Some(cache) = &self.cache else { return self.sandbox.load(digest, &code) };
-        if let Err(error) = cache.keep(digest, &code) {
+        if let Err(error) = cache.keep(digest, &code).and_then(|()| cache.prune()) {
             tracing::warn!(%error, "compiled code is not kept");
         }
         // From the file rather than from memory: what is mapped can be given back.

@@ -37,6 +37,18 @@ pub enum Unusable {
     Admission(#[from] AdmissionError),
 }
 
+impl Unusable {
+    /// Whether it is nothing about the version: it may be over in a moment, with nobody doing anything.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Read(error) => error.kind() != std::io::ErrorKind::NotFound,
+            Self::Changing | Self::Store(_) => true,
+            Self::Admission(why) => why.is_passing(),
+            Self::LeadsOut(_) | Self::NoFile | Self::Gone | Self::Forgotten(_) => false,
+        }
+    }
+}
+
 impl From<Unread> for Unusable {
     fn from(unread: Unread) -> Self {
         match unread {

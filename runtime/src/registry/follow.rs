@@ -1,10 +1,12 @@
 //! Keeps the live versions in step with the store, where rollbacks and what was brought by a command or by the admin API
 //! are; and the store with them, where every version is that was live.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use super::plugins::{Held, Key, Plugin};
+use super::plugins::{Held, Key, Plugin, Refusal, Standing};
 use super::{Registry, Unusable};
 use crate::effect::Hash;
 use crate::metrics::{Metrics, SwapOutcome};
@@ -14,52 +16,110 @@ impl Registry {
     /// Takes note of what went live, for the store.
     pub(super) fn record(&self, news: impl IntoIterator<Item = Deployment>) {
         if self.store.is_some() {
-            self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).extend(news);
+            self.unrecorded().extend(news);
+            self.news.heard_of_store();
         }
     }
 
-    /// Brings the store up to date, and the live versions up to what it says; returns the last deployment it told of.
-    pub(super) async fn keep_in_step(self: &Arc<Self>, metrics: &Arc<Metrics>, seen: i64) -> Result<i64, StoreError> {
-        let Some(store) = &self.store else { return Ok(seen) };
+    fn unrecorded(&self) -> MutexGuard<'_, VecDeque<Deployment>> {
+        self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the store up to date, and the live versions up to what it says.
+    pub(super) async fn stay_in_step(self: Arc<Self>, metrics: &Arc<Metrics>) {
+        let (mut steps, mut is_in_step) = (Steps::default(), true);
         loop {
-            let next = self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            match self.keep_in_step(metrics, &mut steps).await {
+                Ok(()) => is_in_step = true,
+                // Once, and not four times a second.
+                Err(error) => {
+                    if std::mem::take(&mut is_in_step) {
+                        tracing::warn!(%error, "plugins are not in step with the database until it can be read again");
+                    }
+                }
+            }
+            drop(tokio::time::timeout(STEP_EVERY, self.news.for_store()).await);
+        }
+    }
+
+    /// Brings the store up to date, and the live versions up to what it says.
+    async fn keep_in_step(self: &Arc<Self>, metrics: &Arc<Metrics>, steps: &mut Steps) -> Result<(), StoreError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        loop {
+            let next = self.unrecorded().pop_front();
             let Some(deployment) = next else { break };
             store.deploy(deployment).await?;
         }
-        let deployed = store.deployments(seen).await?;
-        let last = deployed.last().map_or(seen, |deployed| deployed.seq);
+        if self.is_to_follow_anew.swap(false, Ordering::Relaxed) {
+            steps.seen = 0;
+        }
+        let mut deployed = store.deployments(steps.seen).await?;
+        steps.seen = deployed.last().map_or(steps.seen, |deployed| deployed.seq);
+        deployed.extend(steps.due());
         if !deployed.is_empty() {
             let (registry, metrics) = (Arc::clone(self), Arc::clone(metrics));
             let follow = tokio::task::spawn_blocking(move || {
-                deployed.iter().for_each(|deployed| registry.follow(&metrics, deployed));
+                let follows = |deployed: &Deployed| registry.follow(&metrics, deployed);
+                deployed.into_iter().filter(|deployed| !follows(deployed)).collect()
             });
-            follow.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            steps.later(follow.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
         }
         self.shut_away(store.quarantined().await?);
         metrics.quarantined(self.quarantined().len());
-        Ok(last)
+        Ok(())
     }
 
-    /// Makes live what the store says is.
-    fn follow(&self, metrics: &Metrics, deployed: &Deployed) {
-        let Deployed { tenant, plugin: name, digest, source, .. } = deployed;
-        let Some(plugin) = self.plugins().get(&(tenant.clone(), name.clone())).cloned() else { return };
-        let held = Held::from(deployed);
-        if plugin.live().is_some_and(|live| live.digest == *digest) {
-            plugin.hold(held);
-            return;
+    /// All that the store says is live is followed once more.
+    pub(super) fn follow_anew(&self) {
+        self.is_to_follow_anew.store(true, Ordering::Relaxed);
+        self.news.heard_of_store();
+    }
+
+    /// Makes live what the store says is, unless something later is; whether nothing is left to do.
+    fn follow(&self, metrics: &Metrics, deployed: &Deployed) -> bool {
+        let Deployed { seq, tenant, plugin: name, digest, source, .. } = deployed;
+        let Some(plugin) = self.plugins().get(&(tenant.clone(), name.clone())).cloned() else { return true };
+        let is_for_it = |one: &Deployment| (&one.tenant, &one.plugin) == (tenant, name);
+        // What its file brought meanwhile is later too, and told of in its turn.
+        let is_over = |standing: &Standing| *seq <= standing.seq || self.unrecorded().iter().any(is_for_it);
+        let is_there = plugin.change(|standing| {
+            let is_live = standing.live.as_ref().is_some_and(|live| live.digest == *digest);
+            if is_live && !is_over(standing) {
+                (standing.held, standing.seq) = (Held::from(deployed), *seq);
+            }
+            is_live || is_over(standing)
+        });
+        if is_there {
+            return true;
         }
         let admit = || Ok::<_, Unusable>(self.compiler.admit(name, &self.wasm(*digest)?, &plugin.terms)?);
         match admit() {
             Ok(version) => {
-                plugin.go_live(version, held);
-                metrics.swap(name, SwapOutcome::Live);
-                tracing::info!(tenant, plugin = name, %digest, source, "plugin live");
+                let went = plugin.change(|standing| {
+                    let is_next = !is_over(standing);
+                    if is_next {
+                        let (live, held) = (Some(Arc::new(version)), Held::from(deployed));
+                        *standing = Standing { live, refused: None, held, seq: *seq };
+                    }
+                    is_next
+                });
+                if went {
+                    metrics.swap(name, SwapOutcome::Live);
+                    tracing::info!(tenant, plugin = name, %digest, source, "plugin live");
+                }
+                true
             }
             Err(why) => {
-                plugin.refuse(Some(format!("version {digest}: {why}")));
-                metrics.swap(name, SwapOutcome::Refused);
-                tracing::error!(tenant, plugin = name, %digest, source, reason = %why, "{NOT_FOLLOWED}");
+                let is_passing = why.is_passing();
+                let refusal = Refusal { why: format!("version {digest}: {why}"), is_passing };
+                if plugin.refuse(Some(refusal)) {
+                    metrics.swap(name, SwapOutcome::Refused);
+                    tracing::error!(tenant, plugin = name, %digest, source, reason = %why, "{NOT_FOLLOWED}");
+                }
+                if !is_passing {
+                    plugin.change(|standing| standing.seq = standing.seq.max(*seq));
+                }
+                !is_passing
             }
         }
     }
@@ -78,13 +138,40 @@ impl Registry {
             by_key.insert((one.tenant.clone(), one.plugin.clone()), one);
         }
         for (key, plugin) in self.plugins().iter() {
-            let is_for_it = |one: &Quarantined| {
-                let is_live = plugin.live().is_some_and(|live| live.digest == one.digest);
-                is_live || one.is_by_operator()
-            };
+            let is_for_it = |one: &Quarantined| plugin.digest() == Some(one.digest) || one.is_by_operator();
             let quarantined = by_key.remove(key).filter(is_for_it);
             plugin.shut_away(key, quarantined);
         }
+    }
+}
+
+/// How far the store has been followed.
+#[derive(Default)]
+struct Steps {
+    /// The last deployment it told of.
+    seen: i64,
+    /// What could not be followed, for a reason that may pass; when it is tried again, and after which wait then.
+    put_off: Vec<Deployed>,
+    again: Option<Instant>,
+    wait: Duration,
+}
+
+impl Steps {
+    /// What was put off and is to be tried again now.
+    fn due(&mut self) -> Vec<Deployed> {
+        let is_due = self.again.is_some_and(|again| again <= Instant::now());
+        if is_due { std::mem::take(&mut self.put_off) } else { Vec::new() }
+    }
+
+    /// These are tried again a while later, each time after a longer one.
+    fn later(&mut self, more: Vec<Deployed>) {
+        if !more.is_empty() {
+            self.wait = (self.wait * 2).clamp(STEP_EVERY * 4, LONGEST_WAIT);
+            self.again = Some(Instant::now() + self.wait);
+        } else if self.put_off.is_empty() {
+            (self.again, self.wait) = (None, Duration::ZERO);
+        }
+        self.put_off.extend(more);
     }
 }
 
@@ -100,3 +187,7 @@ impl Plugin {
 }
 
 const NOT_FOLLOWED: &str = "a version is not usable any more: the running one stays";
+/// How often the store is asked what is new: a rollback is live within a second.
+const STEP_EVERY: Duration = Duration::from_millis(250);
+/// For so long at most nothing is done about what could not be followed.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 pub(super) struct News {
     some: Notify,
     urgent: Notify,
+    store: Notify,
     /// Files that somebody has closed after writing to them, or has put in their place.
     whole: Mutex<BTreeSet<PathBuf>>,
 }
@@ -27,6 +28,11 @@ impl News {
         self.urgent.notify_one();
     }
 
+    /// There is something for the store, or in it.
+    pub(super) fn heard_of_store(&self) {
+        self.store.notify_one();
+    }
+
     /// The files that were whole since this was last asked.
     pub(super) fn whole(&self) -> BTreeSet<PathBuf> {
         std::mem::take(&mut *self.whole.lock().unwrap_or_else(PoisonError::into_inner))
@@ -40,5 +46,10 @@ impl News {
     /// Waits until something has happened that nobody need wait after.
     pub(super) async fn urgent(&self) {
         self.urgent.notified().await;
+    }
+
+    /// Waits until there is something for the store, or in it.
+    pub(super) async fn for_store(&self) {
+        self.store.notified().await;
     }
 }

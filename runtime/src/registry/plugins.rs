@@ -21,13 +21,30 @@ pub(super) type Key = (String, String);
 /// One plugin of one tenant.
 pub(super) struct Plugin {
     pub(super) terms: Terms,
-    /// None when what ran is no longer covered by its terms.
-    live: RwLock<Option<Arc<Version>>>,
-    /// Why the version that its file holds, or the one that ran, is not the live one.
-    refused: RwLock<Option<String>>,
-    held: RwLock<Held>,
+    standing: RwLock<Standing>,
     /// Counts its faults.
     pub(super) watchman: Arc<Watchman>,
+}
+
+/// What is live of a plugin, and why: all of it changes at once.
+#[derive(Clone, Default)]
+pub(super) struct Standing {
+    /// None when what ran is no longer covered by its terms.
+    pub(super) live: Option<Arc<Version>>,
+    /// Why the version that its file holds, or the one that ran, is not the live one.
+    pub(super) refused: Option<Refusal>,
+    pub(super) held: Held,
+    /// The last deployment in the store that it has followed, or could not.
+    pub(super) seq: i64,
+}
+
+/// Why a version is not live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// In words for the operator.
+    pub why: String,
+    /// Whether it is nothing about the version: it is tried again.
+    pub is_passing: bool,
 }
 
 /// Where the live version came from.
@@ -43,7 +60,9 @@ pub(super) struct Held {
 
 impl From<&Deployed> for Held {
     fn from(deployed: &Deployed) -> Self {
-        let is_brought = [Source::Api, Source::Cli].iter().any(|source| source.name() == deployed.source);
+        // A person's choice too is to go back.
+        let is_brought =
+            [Source::Api, Source::Cli, Source::Rollback].iter().any(|source| source.name() == deployed.source);
         Self { file: deployed.file, is_own: deployed.is_own, is_brought }
     }
 }
@@ -98,6 +117,8 @@ impl Registry {
         }
         *self.plugins.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(admitted.plugins);
         self.record(admitted.news);
+        // What the store told of while these were admitted has reached only those before them.
+        self.follow_anew();
         self.news.heard();
     }
 
@@ -140,8 +161,8 @@ impl Admission<'_> {
             if before.terms == terms {
                 return Ok(Arc::clone(before));
             }
-            if let Some(live) = before.live() {
-                return Ok(Arc::new(before.under(terms, live)));
+            if let Some(plugin) = before.under(&terms) {
+                return Ok(Arc::new(plugin));
             }
         }
         let (tenant, name) = key;
@@ -150,13 +171,14 @@ impl Admission<'_> {
         let path = if is_own { own } else { shared };
         match self.version(key, deployed, &path, is_own, &terms) {
             Ok((version, held, refused)) => {
-                let refused = refused.map(|why| format!("{}: {why}", path.display()));
-                Ok(Arc::new(Plugin::new(terms, Some(Arc::new(version)), refused, held)))
+                let refused = refused.map(|why| Refusal::of(&path, &why));
+                let (live, seq) = (Some(Arc::new(version)), deployed.map_or(0, |deployed| deployed.seq));
+                Ok(Arc::new(Plugin::new(terms, Standing { live, refused, held, seq })))
             }
             // It was refused, and still is; or it ran before this start. Whoever else there is goes on.
             Err(why) if before.is_some() || deployed.is_some() => {
-                let refused = Some(format!("{}: {why}", path.display()));
-                Ok(Arc::new(Plugin::new(terms, None, refused, Held::default())))
+                let refused = Some(Refusal::of(&path, &why));
+                Ok(Arc::new(Plugin::new(terms, Standing { refused, ..Standing::default() })))
             }
             Err(why) => Err(RegistryError { tenant: tenant.clone(), plugin: name.clone(), path, why: Box::new(why) }),
         }
@@ -211,62 +233,85 @@ impl Admission<'_> {
     }
 }
 
+impl Refusal {
+    /// Of what a file holds.
+    pub(super) fn of(path: &Path, why: &Unusable) -> Self {
+        Self { why: format!("{}: {why}", path.display()), is_passing: why.is_passing() }
+    }
+}
+
 impl Plugin {
-    fn new(terms: Terms, live: Option<Arc<Version>>, refused: Option<String>, held: Held) -> Self {
-        let (live, refused, held) = (RwLock::new(live), RwLock::new(refused), RwLock::new(held));
-        Self { terms, live, refused, held, watchman: Arc::default() }
+    fn new(terms: Terms, standing: Standing) -> Self {
+        Self { terms, standing: RwLock::new(standing), watchman: Arc::default() }
     }
 
-    /// The same on other terms: its live version runs on, unless they no longer cover it.
-    fn under(&self, terms: Terms, live: Arc<Version>) -> Self {
-        let (live, refused) = match live.covered(&terms.grant, &terms.component) {
-            Ok(()) => (Some(live), self.refused()),
-            Err(why) => (None, Some(why.to_string())),
+    /// The same on other terms: its live version runs on, unless they no longer cover it. None when nothing is live.
+    fn under(&self, terms: &Terms) -> Option<Self> {
+        let standing = self.standing();
+        let standing = match standing.live.as_ref()?.covered(&terms.grant, &terms.component) {
+            Ok(()) => standing,
+            Err(why) => {
+                let refused = Some(Refusal { why: why.to_string(), is_passing: false });
+                Standing { live: None, refused, ..standing }
+            }
         };
         // It is the same version, and so are its faults.
-        Self { watchman: Arc::clone(&self.watchman), ..Self::new(terms, live, refused, self.held()) }
+        Some(Self { watchman: Arc::clone(&self.watchman), ..Self::new(terms.clone(), standing) })
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn live(&self) -> Option<Arc<Version>> {
-        self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.standing.read().unwrap_or_else(PoisonError::into_inner).live.clone()
+    }
+
+    /// The digest of its live version.
+    pub(super) fn digest(&self) -> Option<Hash> {
+        self.live().map(|version| version.digest)
     }
 
     /// Why something about it is refused.
-    pub(super) fn refused(&self) -> Option<String> {
-        self.refused.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn refused(&self) -> Option<Refusal> {
+        self.standing().refused
     }
 
     pub(super) fn held(&self) -> Held {
-        *self.held.read().unwrap_or_else(PoisonError::into_inner)
+        self.standing.read().unwrap_or_else(PoisonError::into_inner).held
     }
 
-    /// From now on, calls run this version.
-    pub(super) fn go_live(&self, version: Version, held: Held) {
-        let live = Some(Arc::new(version));
-        let before = std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), live);
-        self.watchman.begin_anew();
-        self.hold(held);
-        self.refuse(None);
+    /// Changes its standing, with nobody else doing so meanwhile. Whoever takes note of it elsewhere does that in here, or
+    /// what was noted last need not be what is live.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Standing) -> T) -> T {
+        let mut standing = self.standing.write().unwrap_or_else(PoisonError::into_inner);
+        let before = standing.live.clone();
+        let changed = change(&mut standing);
+        let digest = |live: &Option<Arc<Version>>| live.as_ref().map(|version| version.digest);
+        if digest(&before) != digest(&standing.live) {
+            self.watchman.begin_anew();
+        }
+        drop(standing);
         // Outside the lock: taking down what was mapped for it takes a moment.
         drop(before);
+        changed
     }
 
-    /// The live version is the same, but where it came from is not.
-    pub(super) fn hold(&self, held: Held) {
-        *self.held.write().unwrap_or_else(PoisonError::into_inner) = held;
-    }
-
-    pub(super) fn refuse(&self, why: Option<String>) {
-        *self.refused.write().unwrap_or_else(PoisonError::into_inner) = why;
+    /// Something about it is refused, or nothing is any more; whether that is news.
+    pub(super) fn refuse(&self, refused: Option<Refusal>) -> bool {
+        self.change(|standing| {
+            let is_news = standing.refused != refused;
+            standing.refused = refused;
+            is_news
+        })
     }
 
     /// Tells the log what is new about it.
     fn say(&self, (tenant, plugin): &Key, before: Option<&Self>) {
-        let digest = |plugin: &Self| plugin.live().map(|version| version.digest);
-        match digest(self) {
-            Some(digest_now) if before.and_then(digest) != Some(digest_now) => {
+        match self.digest() {
+            Some(digest_now) if before.and_then(Self::digest) != Some(digest_now) => {
                 tracing::info!(tenant, plugin, digest = %digest_now, "plugin live");
-                if let Some(reason) = self.refused() {
+                if let Some(Refusal { why: reason, .. }) = self.refused() {
                     tracing::error!(
                         tenant,
                         plugin,
@@ -278,7 +323,7 @@ impl Plugin {
             Some(_) => {}
             None if before.is_some_and(|before| before.live().is_none()) => {}
             None => {
-                let reason = self.refused().unwrap_or_default();
+                let reason = self.refused().map(|refusal| refusal.why).unwrap_or_default();
                 tracing::error!(
                     tenant,
                     plugin,

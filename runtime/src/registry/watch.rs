@@ -13,7 +13,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio_util::sync::CancellationToken;
 
 use super::file::{self, Unusable};
-use super::plugins::{Held, Plugin, Plugins};
+use super::plugins::{Held, Plugin, Plugins, Refusal, Standing};
 use super::{Registry, paths};
 use crate::effect::Hash;
 use crate::files::{GATHER, LOOK_EVERY, Print, QUIET, Seen, Turn, listen};
@@ -27,10 +27,6 @@ pub struct Watch {
     /// Those whose files are watched.
     plugins: Arc<Plugins>,
     files: BTreeMap<PathBuf, Watched>,
-    /// The last deployment that the store has told of.
-    seen: i64,
-    /// Whether it could be asked the last time.
-    is_in_step: bool,
     /// Tells of changes at once; none where the system has no room for another.
     system: Option<RecommendedWatcher>,
 }
@@ -43,25 +39,31 @@ struct Watched {
     seen: Seen<Option<Print>, Unusable>,
     /// When it came to be so.
     dropped: Instant,
+    /// When to try again what did not go well for a reason that may pass; and after which wait the last time.
+    again: Option<Instant>,
+    wait: Duration,
 }
 
 impl Watch {
     /// Watches for the plugins of a registry; nothing happens before [`Watch::run`].
     #[must_use]
     pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            registry,
-            metrics,
-            plugins: Arc::default(),
-            files: BTreeMap::new(),
-            seen: 0,
-            is_in_step: true,
-            system: None,
+        Self { registry, metrics, plugins: Arc::default(), files: BTreeMap::new(), system: None }
+    }
+
+    /// Watches until asked to stop. Files are read and compiled off the calling task, one after the other; the store is
+    /// not waited for meanwhile, nor does it wait: a rollback is live within a second, whatever is being compiled.
+    pub async fn run(self, stop: CancellationToken) {
+        let (registry, metrics) = (Arc::clone(&self.registry), Arc::clone(&self.metrics));
+        tokio::select! {
+            // What is being compiled comes to nothing.
+            () = stop.cancelled() => {}
+            () = self.watch_files() => {}
+            () = registry.stay_in_step(&metrics) => {}
         }
     }
 
-    /// Watches until asked to stop. Files are read and compiled off the calling task, one after the other.
-    pub async fn run(mut self, stop: CancellationToken) {
+    async fn watch_files(mut self) {
         let registry = Arc::clone(&self.registry);
         let news = &registry.news;
         self.system = hear(&self.registry);
@@ -72,39 +74,17 @@ impl Watch {
                 let next = self.look();
                 (self, next)
             });
-            let looked = tokio::select! {
-                // What is being compiled comes to nothing.
-                () = stop.cancelled() => return,
-                looked = look => looked.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())),
-            };
+            let looked = look.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
             self = looked.0;
-            let look_again = tokio::time::Instant::now() + looked.1;
-            loop {
-                let step = tokio::select! {
-                    () = stop.cancelled() => return,
-                    step = registry.keep_in_step(&self.metrics, self.seen) => step,
-                };
-                match step {
-                    Ok(seen) => (self.seen, self.is_in_step) = (seen, true),
-                    // Once, and not four times a second.
-                    Err(error) => {
-                        if std::mem::take(&mut self.is_in_step) {
-                            tracing::warn!(%error, "plugins are not in step with the database until it can be read again");
-                        }
-                    }
-                }
-                let some = async {
-                    news.some().await;
-                    // Much may happen to one file: it is looked at once.
-                    tokio::time::sleep(GATHER).await;
-                };
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = news.urgent() => break,
-                    () = some => break,
-                    () = tokio::time::sleep_until(look_again) => break,
-                    () = tokio::time::sleep(STEP_EVERY) => {}
-                }
+            let some = async {
+                news.some().await;
+                // Much may happen to one file: it is looked at once.
+                tokio::time::sleep(GATHER).await;
+            };
+            tokio::select! {
+                () = news.urgent() => {}
+                () = some => {}
+                () = tokio::time::sleep(looked.1) => {}
             }
         }
     }
@@ -155,6 +135,7 @@ impl Watch {
         let mut uncovered = Vec::new();
         for (path, watched) in files.iter_mut() {
             watched.see(Print::of(path));
+            watched.try_again();
             let quiet = if whole.contains(path) { Duration::ZERO } else { QUIET };
             match watched.seen.turn(quiet) {
                 Turn::Rest => {}
@@ -163,9 +144,14 @@ impl Watch {
                     Err(Unusable::Changing) => watched.seen.unfinished(),
                     Err(why) => watched.seen.doubt(why),
                 },
-                Turn::Refuse(why) => refuse(registry, metrics, path, watched, &why),
+                Turn::Refuse(why) => {
+                    if why.is_passing() {
+                        watched.put_off();
+                    }
+                    refuse(registry, metrics, path, watched, &why);
+                }
             }
-            next = watched.seen.next(QUIET).map_or(next, |again| next.min(again));
+            next = watched.next().map_or(next, |again| next.min(again));
         }
         // Where a tenant's own file is gone, the one that all share counts.
         for plugin in uncovered {
@@ -181,8 +167,8 @@ impl Watch {
 
 impl Watched {
     fn absent(plugin: &str) -> Self {
-        let (plugin, tenants) = (plugin.to_owned(), Vec::new());
-        Self { plugin, tenants, seen: Seen::settled(None), dropped: Instant::now() }
+        let (plugin, tenants, wait) = (plugin.to_owned(), Vec::new(), Duration::ZERO);
+        Self { plugin, tenants, seen: Seen::settled(None), dropped: Instant::now(), again: None, wait }
     }
 
     fn see(&mut self, print: Option<Print>) {
@@ -191,6 +177,25 @@ impl Watched {
             // A file that is much older has come by way of a link.
             let age = print.and_then(|print| print.age()).filter(|age| *age < LOOK_EVERY);
             self.dropped = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
+            (self.again, self.wait) = (None, Duration::ZERO);
+        }
+    }
+
+    /// How long until there is something to do about it, when there is.
+    fn next(&self) -> Option<Duration> {
+        let again = self.again.map(|again| again.saturating_duration_since(Instant::now()));
+        self.seen.next(QUIET).into_iter().chain(again).min()
+    }
+
+    /// What did not go well for a reason that may pass is tried again, each time after a longer wait.
+    fn put_off(&mut self) {
+        self.wait = (self.wait * 2).clamp(LOOK_EVERY, LONGEST_WAIT);
+        self.again = Some(Instant::now() + self.wait);
+    }
+
+    fn try_again(&mut self) {
+        if self.again.take_if(|again| *again <= Instant::now()).is_some() {
+            self.seen.again();
         }
     }
 
@@ -236,8 +241,8 @@ fn is_known(registry: &Registry, path: &Path) -> bool {
 }
 
 /// Makes a file's version live wherever it may run; why it can run nowhere.
-fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) -> Result<(), Unusable> {
-    let name = &watched.plugin;
+fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &mut Watched) -> Result<(), Unusable> {
+    let name = &watched.plugin.clone();
     let plugins = watched.plugins(registry, path);
     if plugins.is_empty() {
         return Ok(());
@@ -247,7 +252,7 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
         let shared = registry.folder.join(format!("{name}.wasm"));
         if !is_own || shared.symlink_metadata().is_err() {
             tracing::warn!(plugin = name, path = %path.display(), "{GONE}");
-            let gone = format!("{}: {}", path.display(), Unusable::Gone);
+            let gone = Refusal::of(path, &Unusable::Gone);
             plugins.iter().filter(|(_, plugin)| plugin.live().is_some()).for_each(|(_, plugin)| {
                 plugin.refuse(Some(gone.clone()));
             });
@@ -258,7 +263,7 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
     let wasm = file::read(&registry.folder, path, bytes_max.unwrap_or_default())?;
     let (digest, wasm) = (Hash::of_bytes(&wasm), Arc::new(wasm));
     // What was seen in it before is no news: somebody may have gone back since.
-    let is_known = |plugin: &Plugin| plugin.live().is_some() && plugin.held().file == Some(digest);
+    let is_known = |plugin: &Plugin| plugin.digest().is_some() && plugin.held().file == Some(digest);
     let (known, new): (Vec<_>, Vec<_>) = plugins.into_iter().partition(|(_, plugin)| is_known(plugin));
     for (tenant, plugin) in known {
         plugin.refuse(None);
@@ -277,11 +282,9 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
         }]);
         Held { file: Some(digest), is_own, is_brought: false }
     };
-    let is_live = |plugin: &Plugin| plugin.live().is_some_and(|live| live.digest == digest);
-    let (live, new): (Vec<_>, Vec<_>) = new.into_iter().partition(|(_, plugin)| is_live(plugin));
+    let (live, new): (Vec<_>, Vec<_>) = new.into_iter().partition(|(_, plugin)| plugin.digest() == Some(digest));
     for (tenant, plugin) in live {
-        plugin.hold(note(tenant));
-        plugin.refuse(None);
+        plugin.change(|standing| (standing.held, standing.refused) = (note(tenant), None));
     }
     if new.is_empty() {
         return Ok(());
@@ -291,7 +294,10 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
     for (tenant, plugin) in new {
         match registry.compiler.admit(name, &wasm, &plugin.terms) {
             Ok(version) => {
-                plugin.go_live(version, note(tenant));
+                plugin.change(|standing| {
+                    let (live, held) = (Some(Arc::new(version)), note(tenant));
+                    *standing = Standing { live, refused: None, held, ..*standing };
+                });
                 metrics.swap(name, SwapOutcome::Live);
                 let ms = u64::try_from(watched.dropped.elapsed().as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(tenant, plugin = name, %digest, path = %path.display(), ms, "plugin live");
@@ -303,10 +309,15 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
         // Perhaps they are not all there yet.
         return refused.pop().map_or(Ok(()), |(.., why)| Err(why.into()));
     }
+    let is_passing = refused.iter().any(|(.., why)| why.is_passing());
     for (tenant, plugin, why) in refused {
-        plugin.refuse(Some(format!("{}: {why}", path.display())));
+        let why = why.into();
+        plugin.refuse(Some(Refusal::of(path, &why)));
         metrics.swap(name, SwapOutcome::Refused);
         tracing::error!(tenant, plugin = name, %digest, path = %path.display(), reason = %why, "{REFUSED}");
+    }
+    if is_passing {
+        watched.put_off();
     }
     Ok(())
 }
@@ -315,7 +326,7 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched) 
 fn refuse(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched, why: &Unusable) {
     let name = &watched.plugin;
     for (_, plugin) in watched.plugins(registry, path) {
-        plugin.refuse(Some(format!("{}: {why}", path.display())));
+        plugin.refuse(Some(Refusal::of(path, why)));
     }
     metrics.swap(name, SwapOutcome::Refused);
     tracing::error!(plugin = name, path = %path.display(), reason = %why, "{REFUSED}");
@@ -323,5 +334,5 @@ fn refuse(registry: &Registry, metrics: &Metrics, path: &Path, watched: &Watched
 
 const GONE: &str = "a plugin's file is gone: its running version stays";
 const REFUSED: &str = "a plugin's file is not usable: its running version stays";
-/// How often the store is asked what is new: a rollback is live within a second.
-const STEP_EVERY: Duration = Duration::from_millis(250);
+/// For so long at most nothing is done about a file that may be usable by now.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);

@@ -92,6 +92,12 @@ pub enum AdmissionError {
 }
 
 impl AdmissionError {
+    /// Whether it is nothing about the component: another attempt may go well.
+    #[must_use]
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Host(_))
+    }
+
     /// Whether nobody could run these bytes, whatever his grant.
     #[must_use]
     pub const fn is_about_its_bytes(&self) -> bool {

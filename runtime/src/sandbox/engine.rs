@@ -35,6 +35,11 @@ fn settings() -> Config {
         .wasm_memory64(false)
         .wasm_tail_call(false)
         .wasm_relaxed_simd(false)
+        // Spread over its memory, a few bytes of data must not become megabytes of code to keep.
+        .memory_guaranteed_dense_image_size(DENSE_IMAGE_BYTES_MAX)
+        // For debuggers and for offsets into a component that nobody asks for.
+        .native_unwind_info(false)
+        .generate_address_map(false)
         .epoch_interruption(true)
         .max_wasm_stack(STACK_BYTES_MAX);
     config
@@ -107,3 +112,4 @@ const TABLE_BYTES_KEPT: usize = 32 << 10;
 /// How often a guest that runs is looked at.
 pub(super) const TICK: Duration = Duration::from_millis(1);
 const STACK_BYTES_MAX: usize = 512 << 10;
+const DENSE_IMAGE_BYTES_MAX: u64 = 1 << 20;

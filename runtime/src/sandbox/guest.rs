@@ -163,12 +163,11 @@ impl Record {
             if done.log_bytes > self.limits.log_bytes_max {
                 return;
             }
-            done.log_bytes += line.len() + 1;
-            let line = if done.log_bytes > self.limits.log_bytes_max {
-                format!("host: further lines dropped: more than {} bytes", self.limits.log_bytes_max)
-            } else {
-                format!("{level}: {}", printable(line))
-            };
+            let mut line = format!("{level}: {}", printable(line));
+            done.log_bytes += line.len() + LINE_BYTES;
+            if done.log_bytes > self.limits.log_bytes_max {
+                line = format!("host: further lines dropped: more than {} bytes", self.limits.log_bytes_max);
+            }
             done.log.push(line);
         }
     }
@@ -183,5 +182,7 @@ fn printable(line: &str) -> String {
     line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
+/// What a line takes beside itself where it is kept.
+const LINE_BYTES: usize = 8;
 const RESOURCES_MAX: usize = 256;
 const REFUSALS_KEPT: usize = 64;

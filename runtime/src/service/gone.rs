@@ -27,7 +27,10 @@ impl Gone {
         let destinations = destinations.iter().map(String::as_str).filter(|name| !accounts.contains_key(*name));
         let owners = owners.iter().map(String::as_str).filter(|name| !tenants.contains_key(*name));
         let gone = Self::default();
-        gone.note(destinations, owners, |tenant| tenants.contains_key(tenant));
+        // A folder of tenants that is empty may not be mounted yet.
+        if !tenants.is_empty() {
+            gone.note(destinations, owners, |tenant| tenants.contains_key(tenant));
+        }
         Ok(gone)
     }
 

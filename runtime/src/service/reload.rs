@@ -70,7 +70,7 @@ impl Reload {
     async fn read_as_asked(&mut self) {
         tracing::info!("reading the configuration again");
         self.source.read_again();
-        let found = self.read().await;
+        let found = self.read(true).await;
         if found.is_empty() && self.live.problems().is_empty() {
             tracing::info!("{IN_EFFECT}");
         }
@@ -87,11 +87,11 @@ impl Reload {
         match self.folder.turn(quiet) {
             // What is wrong may be mended elsewhere: a plugin's file, a password's.
             Turn::Rest if self.folder.next(quiet).is_none() && !self.live.problems().is_empty() => {
-                let found = self.read().await;
+                let found = self.read(false).await;
                 self.say(found);
             }
             Turn::Rest => {}
-            Turn::Take => match self.read().await {
+            Turn::Take => match self.read(false).await {
                 found if found.is_empty() => self.say(found),
                 found => self.folder.doubt(found),
             },
@@ -117,14 +117,18 @@ impl Reload {
         self.config.tenants.iter().any(|tenant| !there.contains(&tenant.name))
     }
 
-    /// Reads the configuration and puts it into effect, or says what is wrong with it.
-    async fn read(&mut self) -> Vec<String> {
+    /// Reads the configuration and puts it into effect, or says what is wrong with it. That all tenants go at once is
+    /// believed only when it was asked for: their folder may have been cleared to be filled anew, or not be mounted.
+    async fn read(&mut self, is_asked: bool) -> Vec<String> {
         let (source, started) = (self.source.clone(), self.started.clone());
         let read = tokio::task::spawn_blocking(move || source.config(Some(&started)));
         let config = match read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
             Ok(config) => config,
             Err(ConfigError { problems }) => return problems.iter().map(ToString::to_string).collect(),
         };
+        if !is_asked && config.tenants.is_empty() && !self.config.tenants.is_empty() {
+            return vec![NOBODY_LEFT.into()];
+        }
         let wanted = Wanted::by(&config, self.started.delivery);
         if wanted != Wanted::by(&self.config, self.started.delivery) {
             match self.live.change(wanted).await {
@@ -153,6 +157,11 @@ impl Reload {
                 Some(_) => {}
             }
         }
+        for (destination, account) in &config.accounts {
+            if self.config.accounts.get(destination).is_some_and(|before| before != account) {
+                tracing::info!(destination, "account changed");
+            }
+        }
         for tenant in self.config.tenants.iter().filter(|tenant| named(config, &tenant.name).is_none()) {
             tracing::info!(tenant = tenant.name, "tenant removed");
         }
@@ -179,4 +188,6 @@ fn prints(folder: &Path) -> Folder {
     Some(files.into_iter().filter_map(|path| Some((path.clone(), Print::of(&path)?))).collect())
 }
 
+const NOBODY_LEFT: &str = "tenants: expected at least one file NAME.toml, found none: the tenants that ran stay; SIGHUP \
+                           takes all of them away";
 const IN_EFFECT: &str = "the configuration is in effect";

@@ -18,8 +18,9 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path: Arc::new(path), slots: Arc::new(Semaphore::new(READERS)), idle: Arc::default() }
+    /// So many connections at most.
+    pub(super) fn new(path: PathBuf, connections: usize) -> Self {
+        Self { path: Arc::new(path), slots: Arc::new(Semaphore::new(connections)), idle: Arc::default() }
     }
 
     /// Reads with one of the connections, when one is free.
@@ -41,5 +42,3 @@ impl Reader {
         reading.await.unwrap_or_else(super::over)
     }
 }
-
-const READERS: usize = 2;

@@ -10,7 +10,7 @@ impl Store {
     /// [`StoreError::Read`].
     pub async fn invocations(&self, wish: &Wish) -> Result<Vec<InvocationSeen>, StoreError> {
         let wish = wish.clone();
-        self.reader.read(move |connection| sqlite::records::invocations(connection, &wish)).await
+        self.lists.read(move |connection| sqlite::records::invocations(connection, &wish)).await
     }
 
     /// A tenant's effects with their attempts, the latest first: no more than wished for, and fewer when they are large.
@@ -19,7 +19,7 @@ impl Store {
     /// [`StoreError::Read`].
     pub async fn effects(&self, wish: &Wish) -> Result<Vec<EffectSeen>, StoreError> {
         let wish = wish.clone();
-        self.reader.read(move |connection| sqlite::records::effects(connection, &wish)).await
+        self.lists.read(move |connection| sqlite::records::effects(connection, &wish)).await
     }
 
     /// Messages from a tenant's queue that were no events, the latest first.
@@ -28,7 +28,7 @@ impl Store {
     /// [`StoreError::Read`].
     pub async fn dead_deliveries(&self, wish: &Wish) -> Result<Vec<DeadDeliverySeen>, StoreError> {
         let wish = wish.clone();
-        self.reader.read(move |connection| sqlite::records::dead_deliveries(connection, &wish)).await
+        self.lists.read(move |connection| sqlite::records::dead_deliveries(connection, &wish)).await
     }
 
     /// Every effect that has come to its end, in the order of their events: for a database that holds few.
@@ -36,6 +36,6 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub async fn ended(&self) -> Result<Vec<Ended>, StoreError> {
-        self.reader.read(sqlite::records::ended).await
+        self.lists.read(sqlite::records::ended).await
     }
 }

@@ -75,11 +75,14 @@ impl Store {
         self.reader.read(move |connection| sqlite::registry::tokens(connection, id.as_deref())).await
     }
 
-    /// Makes a version live for a tenant, unless it is; whether that was news.
+    /// Makes a version live for a tenant, unless it is; the place of its deployment among all, and whether that was news.
     ///
     /// # Errors
     /// As [`Store::change`].
-    pub async fn deploy(&self, deployment: Deployment) -> Result<bool, StoreError> {
-        Ok(matches!(self.change(RegistryChange::Deploy(deployment)).await?, Changed::Yes))
+    pub async fn deploy(&self, deployment: Deployment) -> Result<(i64, bool), StoreError> {
+        match self.change(RegistryChange::Deploy(deployment)).await? {
+            Changed::Live { seq, is_news } => Ok((seq, is_news)),
+            Changed::Yes | Changed::No | Changed::To(_) => Err(StoreError::Closed),
+        }
     }
 }

@@ -49,6 +49,23 @@ async fn a_suspended_destination_is_probed_by_one_effect_at_a_time() -> Result<(
 }
 
 #[tokio::test]
+async fn what_was_attempted_least_is_the_probe() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened.store.settle(settled("one", &["a@x.org"])).await?;
+    let suspended = || Next::Suspended { probe_ms: i64::MAX };
+    for (owner, attempts) in [("me", 1), ("me too", 2)] {
+        let claimed = opened.claim(owner).await?.pop().context("it is claimed")?;
+        assert_eq!(claimed.attempt, attempts);
+        opened.finish(owner, &claimed, "suspended", suspended()).await?;
+        opened.store.probe_now().await?;
+    }
+    opened.store.settle(settled("two", &["b@x.org"])).await?;
+    let probe = opened.claim("me").await?;
+    assert_eq!(recipients(&probe), ["b@x.org"], "though it came later");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_claim_stands_and_gets_what_is_due_as_slots_are_free_until_it_is_ended() -> Result<()> {
     let opened = Opened::new().await?;
     let slots = Arc::new(Semaphore::new(1));

@@ -12,8 +12,8 @@ use end_to_end::Database;
 use pulse_notifier::effect::{Effect, Email, Hash, Origin, Plan, Planned};
 use pulse_notifier::intake::event::Delivery;
 use pulse_notifier::store::{
-    Basis, Binding, Claimed, Claimer, Fate, Finished, Given, Invocation, Next, Outcome, Room, Settled, Store, Verdict,
-    Withdrawn,
+    Basis, Binding, Claimed, Claimer, Fate, Finished, Given, Invocation, Next, Outcome, RegistryChange, Room, Settled,
+    Store, Token, Verdict, Withdrawn,
 };
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
@@ -227,6 +227,18 @@ async fn what_waits_for_those_who_are_gone_is_ended_and_what_is_attempted_is_not
     assert_eq!(opened.store.withdraw(Arc::clone(&gone)).await?, 2);
     assert_eq!(states()?, ["a@b.cd refused 1", "b@b.cd refused 0", "c@b.cd refused 1"]);
     assert_eq!(opened.store.withdraw(Arc::clone(&gone)).await?, 0);
+    // Whoever has its name one day is somebody else.
+    let token = |id: &str, tenant: Option<&str>| {
+        let (id, sha256, tenant) = (id.to_owned(), Hash::of_bytes(id.as_bytes()), tenant.map(str::to_owned));
+        RegistryChange::AddToken(Token { id, sha256, tenant, created_ms: 1 })
+    };
+    for (id, tenant) in [("a", Some("nobody")), ("b", Some("somebody")), ("c", None)] {
+        opened.store.change(token(id, tenant)).await?;
+    }
+    assert!(opened.store.waited_for().await?.1.contains("nobody"));
+    opened.store.withdraw(Arc::clone(&gone)).await?;
+    let ids: Vec<_> = opened.store.tokens(None).await?.into_iter().map(|token| token.id).collect();
+    assert_eq!(ids, ["b", "c"]);
     // Whoever is back when it is the database's turn loses nothing.
     opened.store.settle(settled("four", &["d@b.cd"])).await?;
     *gone.lock().unwrap_or_else(PoisonError::into_inner) = Withdrawn::default();

@@ -81,16 +81,23 @@ pub(super) async fn deploy(
 ) -> Result<Json<Value>> {
     let tenant = caller.tenant(&admin, &tenant)?;
     let bytes_max = terms(&tenant, &plugin)?.limits.component.bytes_max;
-    let _place = admin.uploads.try_take(&caller.id).map_err(|_| {
+    let place = admin.uploads.try_take(&caller.id).map_err(|_| {
         let what = "too many others are sending one: try again";
         Error::new(StatusCode::SERVICE_UNAVAILABLE, "body", what)
     })?;
     let wasm = body(request, bytes_max).await?;
-    let Some(registry) = &admin.live.registry else {
+    let Some(registry) = admin.live.registry.clone() else {
         let what = "no plugins run here: bring it to the service whose role is intake";
         return Err(Error::new(StatusCode::CONFLICT, "plugin", what));
     };
-    let brought = registry.bring(&tenant.name, &plugin, wasm.into(), Source::Api).await;
+    let (whose, name) = (tenant.name.clone(), plugin.clone());
+    // Whoever asked may go away; what was begun keeps its place until it is done.
+    let bring = admin.begun.spawn(async move {
+        let brought = registry.bring(&whose, &name, wasm.into(), Source::Api).await;
+        drop(place);
+        brought
+    });
+    let brought = bring.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
     let (digest, is_news) = brought.map_err(|why| match why {
         BringError::NoPlugin => no_plugin(),
         BringError::Unusable(Unusable::Store(error)) => error.into(),
@@ -157,7 +164,7 @@ pub(super) async fn quarantine(
         probes: 0,
     };
     // What the operator has ordered, a tenant does not order anew.
-    if caller.is_operator() || !is_by_operator(&admin, &tenant.name, &plugin).await? {
+    if caller.is_operator() || !is_operators(&admin, &tenant.name, &plugin).await? {
         admin.store.change(RegistryChange::Quarantine(one)).await?;
         admin.live.wake_plugins();
     }
@@ -172,17 +179,19 @@ pub(super) async fn release(
 ) -> Result<Json<Value>> {
     let tenant = caller.tenant(&admin, &tenant)?;
     terms(&tenant, &plugin)?;
-    if !caller.is_operator() && is_by_operator(&admin, &tenant.name, &plugin).await? {
+    let is_by_operator = caller.is_operator();
+    let change = RegistryChange::Release { tenant: tenant.name.clone(), plugin: plugin.clone(), is_by_operator };
+    let was = admin.store.change(change).await? != Changed::No;
+    if !was && !is_by_operator && is_operators(&admin, &tenant.name, &plugin).await? {
         return Err(Error::new(StatusCode::FORBIDDEN, "plugin", "it was quarantined by the operator"));
     }
-    let change = RegistryChange::Release { tenant: tenant.name.clone(), plugin: plugin.clone() };
-    let was = admin.store.change(change).await? != Changed::No;
     admin.live.wake_plugins();
     tracing::info!(tenant = tenant.name, plugin, token = caller.id, "a plugin was released");
     Ok(Json(json!({"quarantined": false, "was": was})))
 }
 
-async fn is_by_operator(admin: &Admin, tenant: &str, plugin: &str) -> Result<bool> {
+/// Whether the operator has quarantined it.
+async fn is_operators(admin: &Admin, tenant: &str, plugin: &str) -> Result<bool> {
     let all = admin.store.quarantined().await?;
     let is_it = |one: &Quarantined| one.tenant == tenant && one.plugin == plugin;
     Ok(all.iter().any(|one| is_it(one) && one.is_by_operator()))

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::Source;
+use crate::cli::File;
 use crate::cli::render::{moment, printable_lines};
 use crate::config::{Config, Environment};
 use crate::effect::Hash;
@@ -27,7 +27,7 @@ pub(in crate::cli) struct Which {
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
-    source: Source,
+    place: File,
 }
 
 #[derive(Args)]
@@ -36,7 +36,7 @@ pub(in crate::cli) struct ListArguments {
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
-    source: Source,
+    place: File,
 }
 
 #[derive(Args)]
@@ -50,7 +50,7 @@ pub(in crate::cli) struct DeployArguments {
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
-    source: Source,
+    place: File,
 }
 
 #[derive(Args)]
@@ -74,8 +74,8 @@ struct Opened {
 }
 
 impl Opened {
-    async fn new(source: &Source, environment: &Environment) -> anyhow::Result<Self> {
-        let config = Config::load(source.config.as_deref(), environment)?;
+    async fn new(file: &File, environment: &Environment) -> anyhow::Result<Self> {
+        let config = file.read(environment)?;
         let writer = TaskTracker::new();
         let store = Store::open(&config.store, &writer).await?;
         Ok(Self { config, store, writer })
@@ -128,7 +128,7 @@ fn short(digest: Hash) -> String {
 }
 
 pub(super) async fn list(arguments: &ListArguments, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&arguments.source, environment).await?;
+    let opened = Opened::new(&arguments.place, environment).await?;
     let (deployed, quarantined) = (opened.deployed().await?, opened.quarantined().await?);
     for tenant in &opened.config.tenants {
         for plugin in tenant.plugins.keys() {
@@ -140,8 +140,9 @@ pub(super) async fn list(arguments: &ListArguments, environment: &Environment) -
                 Some(one) => format!("{} since {} by {}", short(one.digest), moment(one.since_ms), one.source),
                 None => "has not run yet".to_owned(),
             };
+            let is_own = if deployed.get(&key).is_some_and(|one| one.is_own) { ", its own" } else { "" };
             let is_quarantined = if quarantined.contains_key(&key) { ", quarantined" } else { "" };
-            say!("{}/{plugin}  {state}{is_quarantined}", tenant.name);
+            say!("{}/{plugin}  {state}{is_own}{is_quarantined}", tenant.name);
         }
     }
     opened.close().await;
@@ -149,7 +150,7 @@ pub(super) async fn list(arguments: &ListArguments, environment: &Environment) -
 }
 
 pub(super) async fn inspect(which: &Which, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&which.source, environment).await?;
+    let opened = Opened::new(&which.place, environment).await?;
     let sandbox = Sandbox::start()?;
     let compiler = Compiler::new(&sandbox).with_cache(&opened.config.cache);
     let (deployed, quarantined) = (opened.deployed().await?, opened.quarantined().await?);
@@ -187,7 +188,7 @@ pub(super) async fn inspect(which: &Which, environment: &Environment) -> anyhow:
 }
 
 pub(super) async fn deploy(arguments: &DeployArguments, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&arguments.source, environment).await?;
+    let opened = Opened::new(&arguments.place, environment).await?;
     let file = &arguments.file;
     let of_file = || file.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
     let plugin = arguments.name.clone().or_else(of_file).context("expected a file NAME.wasm, or --name NAME")?;
@@ -215,7 +216,7 @@ pub(super) async fn deploy(arguments: &DeployArguments, environment: &Environmen
             is_own: arguments.tenant.is_some(),
             file: None,
         });
-        match is_new.await? {
+        match is_new.await?.1 {
             true => say!("{}/{plugin}  {digest}", tenant.name),
             false => say!("{}/{plugin}  {digest} was live already", tenant.name),
         }
@@ -226,27 +227,44 @@ pub(super) async fn deploy(arguments: &DeployArguments, environment: &Environmen
 
 pub(super) async fn roll_back(arguments: &RollbackArguments, environment: &Environment) -> anyhow::Result<()> {
     let RollbackArguments { which, to } = arguments;
-    let opened = Opened::new(&which.source, environment).await?;
+    let opened = Opened::new(&which.place, environment).await?;
     let mut none = Vec::new();
+    if let Some(wish) = to {
+        // All of them, before anything changes for one.
+        for tenant in opened.tenants(&which.plugin, which.tenant.as_deref())? {
+            let kept = opened.store.history(&tenant.name, &which.plugin).await?;
+            if !kept.iter().any(|kept| kept.digest.to_string().starts_with(wish.as_str())) {
+                none.push(tenant.name.clone());
+            }
+        }
+        if !none.is_empty() {
+            let (plugin, tenants) = (&which.plugin, none.join(", "));
+            bail!(
+                "--to: expected a version of {plugin} that was live, found none such for {tenants}: nothing is changed"
+            );
+        }
+    }
     for tenant in opened.tenants(&which.plugin, which.tenant.as_deref())? {
         let (name, plugin, to) = (tenant.name.clone(), which.plugin.clone(), to.clone());
         let change = RegistryChange::RollBack { tenant: name, plugin, to };
         match opened.store.change(change).await? {
             Changed::To(digest) => say!("{}/{}  {digest}", tenant.name, which.plugin),
-            Changed::No | Changed::Yes => none.push(tenant.name.clone()),
+            Changed::No | Changed::Yes | Changed::Live { .. } => none.push(tenant.name.clone()),
         }
     }
     opened.close().await;
     if !none.is_empty() {
         let (plugin, tenants) = (&which.plugin, none.join(", "));
-        let what = if to.is_some() { "such a version" } else { "a version before the live one" };
-        bail!("expected {what} of {plugin}, found none for {tenants}: see `pulse-notifier plugin inspect {plugin}`");
+        bail!(
+            "expected a version before the live one of {plugin}, found none for {tenants}, where nothing is changed: \
+             `pulse-notifier plugin inspect {plugin}` lists them all, for --to"
+        );
     }
     Ok(())
 }
 
 pub(super) async fn quarantine(which: &Which, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&which.source, environment).await?;
+    let opened = Opened::new(&which.place, environment).await?;
     let (deployed, mut none) = (opened.deployed().await?, Vec::new());
     for tenant in opened.tenants(&which.plugin, which.tenant.as_deref())? {
         let (name, plugin) = (tenant.name.clone(), which.plugin.clone());
@@ -268,12 +286,12 @@ pub(super) async fn quarantine(which: &Which, environment: &Environment) -> anyh
 }
 
 pub(super) async fn release(which: &Which, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&which.source, environment).await?;
+    let opened = Opened::new(&which.place, environment).await?;
     for tenant in opened.tenants(&which.plugin, which.tenant.as_deref())? {
         let (name, plugin) = (tenant.name.clone(), which.plugin.clone());
-        let change = RegistryChange::Release { tenant: name, plugin };
+        let change = RegistryChange::Release { tenant: name, plugin, is_by_operator: true };
         match opened.store.change(change).await? {
-            Changed::Yes | Changed::To(_) => say!("{}/{}  released", tenant.name, which.plugin),
+            Changed::Yes | Changed::To(_) | Changed::Live { .. } => say!("{}/{}  released", tenant.name, which.plugin),
             Changed::No => say!("{}/{}  was not quarantined", tenant.name, which.plugin),
         }
     }

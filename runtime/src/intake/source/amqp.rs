@@ -5,6 +5,7 @@
 
 mod headers;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,12 +38,27 @@ pub struct AmqpSource {
     pub prefetch: u16,
     /// Remembers which bindings were made.
     pub store: Store,
-    /// Whether it is consuming.
-    pub consuming: watch::Sender<bool>,
+    /// Whether it is consuming, and what it cannot bind.
+    pub consuming: watch::Sender<Consuming>,
     /// The tenant, for the figures.
     pub tenant: String,
     /// Notes how many messages wait.
     pub metrics: Arc<Metrics>,
+}
+
+/// Whether a queue is consumed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Consuming {
+    /// Whether it is.
+    pub is_on: bool,
+    /// The exchanges it cannot be bound to, whose messages it does not get.
+    pub unbound: BTreeSet<String>,
+}
+
+impl Consuming {
+    fn yes_but(missing: &[Binding]) -> Self {
+        Self { is_on: true, unbound: missing.iter().map(|binding| binding.exchange.clone()).collect() }
+    }
 }
 
 /// Acks one delivery on the connection it came through.
@@ -120,7 +136,7 @@ impl AmqpSource {
                     Ok(Ended::Stopped) => {
                         // Nothing more comes; what is in hand is acked on this connection before it closes.
                         drop(out);
-                        self.consuming.send_replace(false);
+                        self.consuming.send_replace(Consuming::default());
                         close.cancelled().await;
                         if let Err(error) = within("close", session.connection.close(200, "bye".into())).await {
                             tracing::warn!(%error, "not everything may have been acked: it is delivered again");
@@ -129,7 +145,7 @@ impl AmqpSource {
                     }
                 },
             };
-            self.consuming.send_replace(false);
+            self.consuming.send_replace(Consuming::default());
             failures = if started.elapsed() > LONGEST_PAUSE { 0 } else { failures + 1 };
             tracing::error!(queue = %self.queue.name, error = %ended, "not consuming: trying again");
             if matches!(&ended, SessionError::Amqp(error) if error.is_large_frame()) {
@@ -161,7 +177,7 @@ impl AmqpSource {
         let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default());
         let consumer = within("consume", consuming).await?;
         tracing::info!(queue = %self.queue.name, "consuming");
-        self.consuming.send_replace(true);
+        self.consuming.send_replace(Consuming::yes_but(&missing));
         Ok(Session { connection, channel, consumer, missing })
     }
 
@@ -182,6 +198,7 @@ impl AmqpSource {
                 _ = look.tick() => {
                     self.look(&session.channel).await?;
                     session.missing = self.bind_all(&session.connection, &session.missing).await?;
+                    self.consuming.send_replace(Consuming::yes_but(&session.missing));
                     if suspicion.one_by_one && began.elapsed() >= LOOK_EVERY {
                         return Ok(Ended::Trusted);
                     }

@@ -26,6 +26,8 @@ pub enum RegistryChange {
         tenant: String,
         /// Its plugin.
         plugin: String,
+        /// Whether the operator says so, who alone ends what he has ordered.
+        is_by_operator: bool,
     },
     /// One call of it may be made, if it is time; whoever asks first has it.
     Probe {
@@ -56,6 +58,13 @@ pub enum Changed {
     Yes,
     /// This version is live from now on.
     To(Hash),
+    /// A version that was deployed is live.
+    Live {
+        /// The place of its deployment among all.
+        seq: i64,
+        /// Whether it was not before.
+        is_news: bool,
+    },
 }
 
 /// A version that goes live for a tenant.

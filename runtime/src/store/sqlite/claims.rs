@@ -53,31 +53,36 @@ impl<'a> GroupClaims<'a> {
         // Later than what was just written became due.
         let now_ms = now_ms();
         for (claim, claimed) in self.claims.iter().zip(&mut self.claimed) {
-            let limit = match self.suspended.get(&claim.destination) {
+            let probe_ms = self.suspended.get(&claim.destination);
+            let limit = match probe_ms {
                 _ if self.of_new.contains_key(claim.destination.as_str()) => continue,
                 None => claim.limit,
                 Some(probe_ms) => probes(connection, &claim.destination, *probe_ms, now_ms)?.min(claim.limit),
             };
             if limit > 0 {
-                *claimed = claim_due(connection, claim, limit, now_ms)?;
+                *claimed = claim_due(connection, claim, limit, probe_ms.is_some(), now_ms)?;
             }
         }
         Ok(self.claimed)
     }
 }
 
-/// Claims at most so many of what is due at a destination, and records the attempts.
-fn claim_due(connection: &Connection, claim: &Claim, limit: u32, now_ms: i64) -> Result<Vec<Claimed>> {
-    let take = "UPDATE effect SET state = 'claimed', owner = ?1, lease_ms = ?2, attempt = attempt + 1 \
+/// Claims at most so many of what is due at a destination, and records the attempts. As probes, those that were attempted
+/// least: what draws such an answer by its own content must not stand in the way of all others.
+fn claim_due(connection: &Connection, claim: &Claim, limit: u32, is_probe: bool, now_ms: i64) -> Result<Vec<Claimed>> {
+    let order = if is_probe { "attempt, due_ms" } else { "due_ms" };
+    let take = format!(
+        "UPDATE effect SET state = 'claimed', owner = ?1, lease_ms = ?2, attempt = attempt + 1 \
                 WHERE seq IN (\
                   SELECT seq FROM effect e \
                   WHERE state = 'pending' AND destination = ?3 AND due_ms <= ?4 AND (after IS NULL OR NOT EXISTS (\
                     SELECT 1 FROM effect before WHERE before.id = e.after AND before.state IN ('pending', 'claimed'))) \
-                  ORDER BY due_ms LIMIT 0 + ?5) \
+                  ORDER BY {order} LIMIT 0 + ?5) \
                 RETURNING seq, id, call, tenant, plugin, attempt, failures, in_doubt, created_ms, recipient, \
                   (SELECT content FROM payload WHERE effect_seq = coalesce(\
-                    (SELECT first.seq FROM effect first WHERE first.id = effect.copy_of), effect.seq)) AS content";
-    let mut take = connection.prepare_cached(take)?;
+                    (SELECT first.seq FROM effect first WHERE first.id = effect.copy_of), effect.seq)) AS content"
+    );
+    let mut take = connection.prepare_cached(&take)?;
     let values = (&claim.owner, now_ms + LEASE_MS, &claim.destination, now_ms, limit);
     let taken = take.query_map(values, |row| Ok((row.get("seq")?, claimed(row))))?;
     let taken: Vec<(i64, _)> = taken.collect::<Result<_>>()?;

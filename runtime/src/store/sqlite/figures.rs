@@ -58,6 +58,7 @@ pub(in crate::store) fn waited_for(connection: &Connection) -> Result<(BTreeSet<
                         SELECT DISTINCT destination FROM effect INDEXED BY effect_lease WHERE state = 'claimed' UNION \
                         SELECT destination FROM suspension";
     let tenants = "SELECT tenant FROM event WHERE state = 'deferred' UNION \
-                   SELECT e.tenant FROM invocation i JOIN event e ON e.id = i.event_id WHERE i.state = 'retry'";
+                   SELECT e.tenant FROM invocation i JOIN event e ON e.id = i.event_id WHERE i.state = 'retry' \
+                   UNION SELECT tenant FROM token WHERE tenant IS NOT NULL";
     Ok((texts(destinations)?, texts(tenants)?))
 }

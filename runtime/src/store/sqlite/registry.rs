@@ -14,8 +14,10 @@ pub(super) fn apply(connection: &Connection, change: &RegistryChange) -> Result<
         RegistryChange::Deploy(deployment) => return deploy(connection, deployment),
         RegistryChange::RollBack { tenant, plugin, to } => return roll_back(connection, tenant, plugin, to.as_ref()),
         RegistryChange::Quarantine(quarantined) => quarantine(connection, quarantined)?,
-        RegistryChange::Release { tenant, plugin } => {
-            connection.execute("DELETE FROM quarantine WHERE tenant = ? AND plugin = ?", (tenant, plugin))?
+        RegistryChange::Release { tenant, plugin, is_by_operator } => {
+            let release = "DELETE FROM quarantine WHERE tenant = ? AND plugin = ? AND (? OR reason <> ?)";
+            let operator = Quarantined::BY_OPERATOR.as_bytes();
+            connection.execute(release, (tenant, plugin, is_by_operator, operator))?
         }
         RegistryChange::Probe { tenant, plugin, digest, next_ms } => {
             let update = "UPDATE quarantine SET probe_ms = ?, probes = probes + 1 \
@@ -36,13 +38,14 @@ type Live = (Hash, bool, Option<Hash>);
 
 fn deploy(connection: &Connection, deployment: &Deployment) -> Result<Changed> {
     let Deployment { tenant, plugin, digest, wasm, source, is_own, file } = deployment;
-    let last = "SELECT digest, is_own, file FROM deployment WHERE tenant = ? AND plugin = ? ORDER BY seq DESC LIMIT 1";
-    let last = connection.query_row(last, (tenant, plugin), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
-    let last: Option<Live> = last.optional()?;
+    let last = "SELECT seq, digest, is_own, file FROM deployment WHERE tenant = ? AND plugin = ? \
+                ORDER BY seq DESC LIMIT 1";
+    let row = |row: &Row<'_>| Ok((row.get(0)?, (row.get(1)?, row.get(2)?, row.get(3)?)));
+    let last: Option<(i64, Live)> = connection.query_row(last, (tenant, plugin), row).optional()?;
     // Whoever deploys by another way leaves the file as it was.
-    let this = (*digest, *is_own, file.or(last.and_then(|(_, _, file)| file)));
-    if last == Some(this) {
-        return Ok(Changed::No);
+    let this = (*digest, *is_own, file.or(last.and_then(|(_, (_, _, file))| file)));
+    if let Some((seq, _)) = last.filter(|(_, last)| *last == this) {
+        return Ok(Changed::Live { seq, is_news: false });
     }
     let is_known = connection.prepare_cached("SELECT 1 FROM version WHERE digest = ?")?.exists([digest])?;
     if !is_known {
@@ -50,7 +53,7 @@ fn deploy(connection: &Connection, deployment: &Deployment) -> Result<Changed> {
         connection.execute(insert, (digest, wasm.as_slice(), signed(wasm.len() as u64), now_ms()))?;
     }
     insert(connection, tenant, plugin, this, *source, None)?;
-    Ok(Changed::Yes)
+    Ok(Changed::Live { seq: connection.last_insert_rowid(), is_news: true })
 }
 
 fn insert(

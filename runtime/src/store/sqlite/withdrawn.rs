@@ -24,6 +24,8 @@ pub(super) fn withdraw(connection: &Connection, withdrawn: &Withdrawn, now_ms: i
         for end in end {
             ended += connection.prepare_cached(end)?.execute((reason.as_bytes(), tenant))?;
         }
+        // Whoever has that name one day is somebody else.
+        connection.prepare_cached("DELETE FROM token WHERE tenant = ?")?.execute([tenant])?;
     }
     Ok(ended as u64)
 }
