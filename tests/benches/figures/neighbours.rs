@@ -38,6 +38,11 @@ enum Attack {
         times: u32,
         is_first: bool,
     },
+    /// A flood into a queue that nobody consumes: no attack, but what the broker and the machine make of the neighbour's
+    /// messages when so many others are published, whoever would consume them.
+    Unconsumed {
+        times: u32,
+    },
 }
 
 pub(super) async fn isolation(broker: &Broker) -> Result<()> {
@@ -51,17 +56,20 @@ pub(super) async fn isolation(broker: &Broker) -> Result<()> {
     let mut attacked_p99s = Vec::new();
     // Quiet before and after, so that a machine that changes meanwhile is neither for nor against.
     let attacks = ATTACKS.map(|(name, attack)| (name, Some(attack)));
-    for (name, attack) in [("quiet", None)].into_iter().chain(attacks).chain([("quiet again", None)]) {
+    let unconsumed = ("quiet, a flood that nobody consumes", Some(Attack::Unconsumed { times: 10 }));
+    let rows = [("quiet", None)].into_iter().chain(attacks).chain([unconsumed, ("quiet again", None)]);
+    for (name, attack) in rows {
         let took = attacked(broker, rate, SECONDS, attack).await?;
         let (mails, later, bare) =
             (Quantiles::of(took.mails), Quantiles::of(took.later_mails), Quantiles::of(took.bare));
         println!(
-            "    {name:34} p50 {:>9.1?}  p99 {:>9.1?}  without the first second {:>9.1?}  broker {:>9.1?} {:>9.1?}  \
+            "    {name:36} p50 {:>9.1?}  p99 {:>9.1?}  without the first second {:>9.1?}  broker {:>9.1?} {:>9.1?}  \
              published {:.0}/s, by red {:.0}/s",
             mails.p50, mails.p99, later.p99, bare.p50, bare.p99, took.offered_rate, took.flood_rate
         );
         match attack {
             None => quiet_p99s.push(mails.p99),
+            Some(Attack::Unconsumed { .. }) => {}
             Some(_) => attacked_p99s.push((name, mails.p99)),
         }
     }
@@ -70,18 +78,12 @@ pub(super) async fn isolation(broker: &Broker) -> Result<()> {
     println!("    quiet, the mean of both: p99 {quiet:.1?}; the aim is at most twice that and 10 ms, {aim:.1?}");
     for (name, p99) in attacked_p99s {
         println!(
-            "    {name:34} {} {:.2} of it",
+            "    {name:36} {} {:.2} of it",
             if p99 <= aim { "within" } else { "ABOVE " },
             p99.div_duration_f64(aim)
         );
     }
     Ok(())
-}
-
-impl Attack {
-    const fn is_backlog(self) -> bool {
-        matches!(self, Self::Backlog(_))
-    }
 }
 
 /// Two tenants, ready.
@@ -96,7 +98,7 @@ impl Neighbours {
         let world = World::new(broker, &["smtp", "hostile"]).await?;
         let said = match attack {
             Some(Attack::Backlog(said)) => said,
-            Some(Attack::Flood { .. }) | None => "behave",
+            Some(Attack::Flood { .. } | Attack::Unconsumed { .. }) | None => "behave",
         };
         world.taskcluster.define_all(move |task_id| {
             let number: u32 = task_id.get(1..8).and_then(|number| number.parse().ok()).unwrap_or(0);
@@ -124,8 +126,16 @@ impl Neighbours {
         );
         let blue =
             account("[plugins.smtp.grant.email]\naccount = \"mail\"\nrecipients = [\"*@blue.example.com\"]\n", "blue");
-        let mut service = world.service_of_tenants(&[("red", &red), ("blue", &blue)])?.env("LOG_LEVEL", "CRITICAL");
-        started(&mut service, &world, "", 2).await?;
+        let mut tenants = vec![("blue", blue.as_str())];
+        if let Some(Attack::Unconsumed { .. }) = attack {
+            let queue = world.queue_of("red");
+            world.vhost.declare_queue(&queue, end_to_end::Queue::Classic).await?;
+            world.vhost.bind(&queue, &exchange("task-failed"), "red.#").await?;
+        } else {
+            tenants.push(("red", red.as_str()));
+        }
+        let mut service = world.service_of_tenants(&tenants)?.env("LOG_LEVEL", "CRITICAL");
+        started(&mut service, &world, "", tenants.len()).await?;
         // What others wrote before would come to the disk half a minute later, before what is committed then.
         ensure!(std::process::Command::new("sync").status()?.success(), "sync failed");
         Ok(Self { world, _service: service, accepted })
@@ -178,7 +188,7 @@ async fn attacked(broker: &Broker, rate: u32, seconds: u32, attack: Option<Attac
     let blue = neighbours.world.vhost.publisher().await?;
     let (over, mut flood_rate) = (Cell::new(false), 0.0);
     let attacking = async {
-        let Some(Attack::Flood { times, .. }) = attack else { return Ok(()) };
+        let Some(Attack::Flood { times, .. } | Attack::Unconsumed { times }) = attack else { return Ok(()) };
         let (per_second, count) = (rate * times, rate * times * (seconds + FLOOD_LONGER_S));
         let flood = (0..count).map(|number| message("red", number).1);
         let took = neighbours.world.vhost.flood(&exchange("task-failed"), flood, per_second).await?;
@@ -187,7 +197,15 @@ async fn attacked(broker: &Broker, rate: u32, seconds: u32, attack: Option<Attac
         Ok(())
     };
     let is_flooded = async || {
-        let has_begun = async || Ok(attack.is_none_or(|attack| attack.is_backlog()) || neighbours.mailed("red") > 0);
+        let has_begun = async || {
+            Ok(match attack {
+                None | Some(Attack::Backlog(_)) => true,
+                Some(Attack::Flood { .. }) => neighbours.mailed("red") > 0,
+                Some(Attack::Unconsumed { .. }) => {
+                    neighbours.world.vhost.ready(&neighbours.world.queue_of("red")).await? > Some(0)
+                }
+            })
+        };
         wait::until("the flood has begun", PATIENCE, has_begun).await
     };
     let offering = async {
