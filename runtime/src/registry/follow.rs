@@ -46,9 +46,14 @@ impl Registry {
     async fn keep_in_step(self: &Arc<Self>, metrics: &Arc<Metrics>, steps: &mut Steps) -> Result<(), StoreError> {
         let Some(store) = &self.store else { return Ok(()) };
         loop {
-            let next = self.unrecorded().pop_front();
+            // It stays there until it is in the store: until then nothing that the store tells of is later.
+            let next = self.unrecorded().front().cloned();
             let Some(deployment) = next else { break };
-            store.deploy(deployment).await?;
+            let kept = store.deploy(deployment).await;
+            if !matches!(kept, Err(StoreError::Closed | StoreError::Busy)) {
+                self.unrecorded().pop_front();
+            }
+            kept?;
         }
         if self.is_to_follow_anew.swap(false, Ordering::Relaxed) {
             steps.seen = 0;
@@ -85,7 +90,7 @@ impl Registry {
         let is_there = plugin.change(|standing| {
             let is_live = standing.live.as_ref().is_some_and(|live| live.digest == *digest);
             if is_live && !is_over(standing) {
-                (standing.held, standing.seq) = (Held::from(deployed), *seq);
+                (standing.held, standing.seq, standing.refused) = (Held::from(deployed), *seq, None);
             }
             is_live || is_over(standing)
         });
@@ -112,12 +117,19 @@ impl Registry {
             Err(why) => {
                 let is_passing = why.is_passing();
                 let refusal = Refusal { why: format!("version {digest}: {why}"), is_passing };
-                if plugin.refuse(Some(refusal)) {
+                let is_news = plugin.change(|standing| {
+                    let is_news = !is_over(standing) && standing.refused.as_ref() != Some(&refusal);
+                    if is_news {
+                        standing.refused = Some(refusal);
+                    }
+                    if !is_passing {
+                        standing.seq = standing.seq.max(*seq);
+                    }
+                    is_news
+                });
+                if is_news {
                     metrics.swap(name, SwapOutcome::Refused);
                     tracing::error!(tenant, plugin = name, %digest, source, reason = %why, "{NOT_FOLLOWED}");
-                }
-                if !is_passing {
-                    plugin.change(|standing| standing.seq = standing.seq.max(*seq));
                 }
                 !is_passing
             }
@@ -171,6 +183,8 @@ impl Steps {
         } else if self.put_off.is_empty() {
             (self.again, self.wait) = (None, Duration::ZERO);
         }
+        let is_of = |one: &Deployed, other: &Deployed| (&one.tenant, &one.plugin) == (&other.tenant, &other.plugin);
+        self.put_off.retain(|old| !more.iter().any(|new| is_of(old, new)));
         self.put_off.extend(more);
     }
 }
@@ -186,7 +200,7 @@ impl Plugin {
     }
 }
 
-const NOT_FOLLOWED: &str = "a version is not usable any more: the running one stays";
+const NOT_FOLLOWED: &str = "a version is not usable: what runs, if anything does, stays";
 /// How often the store is asked what is new: a rollback is live within a second.
 const STEP_EVERY: Duration = Duration::from_millis(250);
 /// For so long at most nothing is done about what could not be followed.

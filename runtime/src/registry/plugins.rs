@@ -177,8 +177,11 @@ impl Admission<'_> {
             }
             // It was refused, and still is; or it ran before this start. Whoever else there is goes on.
             Err(why) if before.is_some() || deployed.is_some() => {
+                // For a reason that passes it forgets nothing: what was left behind in its file is no news then.
+                let held = deployed.map(Held::from).or_else(|| before.map(|before| before.held()));
+                let held = held.filter(|_| why.is_passing()).unwrap_or_default();
                 let refused = Some(Refusal::of(&path, &why));
-                Ok(Arc::new(Plugin::new(terms, Standing { refused, ..Standing::default() })))
+                Ok(Arc::new(Plugin::new(terms, Standing { refused, held, ..Standing::default() })))
             }
             Err(why) => Err(RegistryError { tenant: tenant.clone(), plugin: name.clone(), path, why: Box::new(why) }),
         }
@@ -270,6 +273,12 @@ impl Plugin {
     /// The digest of its live version.
     pub(super) fn digest(&self) -> Option<Hash> {
         self.live().map(|version| version.digest)
+    }
+
+    /// Whether something of it is live, or is only kept from that by what passes.
+    pub(super) fn is_held(&self) -> bool {
+        let Standing { live, refused, .. } = self.standing();
+        live.is_some() || refused.is_some_and(|refusal| refusal.is_passing)
     }
 
     /// Why something about it is refused.

@@ -18,6 +18,7 @@ use super::{Registry, paths};
 use crate::effect::Hash;
 use crate::files::{GATHER, LOOK_EVERY, Print, QUIET, Seen, Turn, listen};
 use crate::metrics::{Metrics, SwapOutcome};
+use crate::sandbox::AdmissionError;
 use crate::store::{Deployment, Source};
 
 /// Watches the files of all plugins.
@@ -263,10 +264,12 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &mut Watch
     let wasm = file::read(&registry.folder, path, bytes_max.unwrap_or_default())?;
     let (digest, wasm) = (Hash::of_bytes(&wasm), Arc::new(wasm));
     // What was seen in it before is no news: somebody may have gone back since.
-    let is_known = |plugin: &Plugin| plugin.digest().is_some() && plugin.held().file == Some(digest);
+    let is_known = |plugin: &Plugin| plugin.is_held() && plugin.held().file == Some(digest);
     let (known, new): (Vec<_>, Vec<_>) = plugins.into_iter().partition(|(_, plugin)| is_known(plugin));
     for (tenant, plugin) in known {
-        plugin.refuse(None);
+        if plugin.digest().is_some() {
+            plugin.refuse(None);
+        }
         tracing::debug!(tenant, plugin = name, %digest, "this version is known already");
     }
     let note = |tenant: &str| {
@@ -291,13 +294,30 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &mut Watch
     }
     let mut refused = Vec::new();
     let count = new.len();
+    let mut passing: Option<String> = None;
     for (tenant, plugin) in new {
-        match registry.compiler.admit(name, &wasm, &plugin.terms) {
+        // What the host cannot do for one it does not try for hundreds, one after the other.
+        let admitted = match &passing {
+            Some(why) => Err(AdmissionError::Host(why.clone())),
+            None => registry.compiler.admit(name, &wasm, &plugin.terms),
+        };
+        if let Err(AdmissionError::Host(why)) = &admitted {
+            passing = Some(why.clone());
+        }
+        match admitted {
             Ok(version) => {
-                plugin.change(|standing| {
-                    let (live, held) = (Some(Arc::new(version)), note(tenant));
-                    *standing = Standing { live, refused: None, held, ..*standing };
+                let went = plugin.change(|standing| {
+                    // What was brought for the tenant alone meanwhile stays.
+                    let goes = is_own || !(standing.held.is_own && standing.held.is_brought);
+                    if goes {
+                        let (live, held) = (Some(Arc::new(version)), note(tenant));
+                        *standing = Standing { live, refused: None, held, ..*standing };
+                    }
+                    goes
                 });
+                if !went {
+                    continue;
+                }
                 metrics.swap(name, SwapOutcome::Live);
                 let ms = u64::try_from(watched.dropped.elapsed().as_millis()).unwrap_or(u64::MAX);
                 tracing::info!(tenant, plugin = name, %digest, path = %path.display(), ms, "plugin live");
