@@ -67,13 +67,13 @@ enum Command {
 
 /// Where the configuration is.
 #[derive(clap::Args)]
-struct File {
+struct ConfigFile {
     /// The configuration file; without one, that which PN_CONFIG names, else environment variables
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-impl File {
+impl ConfigFile {
     /// What a command needs of it: no secret, and no tenant whose file is wrong; that is said on standard error.
     fn read(&self, environment: &Environment) -> Result<config::Config, ConfigError> {
         let config = config::Config::for_command(self.config.as_deref(), environment)?;
@@ -88,7 +88,7 @@ impl File {
 #[derive(clap::Args)]
 struct Source {
     #[command(flatten)]
-    file: File,
+    config_file: ConfigFile,
     /// Which half of the service: intake consumes events and must see no account's secret, courier delivers
     #[arg(long, value_enum, default_value_t)]
     role: Role,
@@ -131,7 +131,7 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
     let done = match command {
         Command::Run(source) => {
             start_log(log_level(level).unwrap_or(LevelFilter::INFO));
-            runtime.block_on(run::run(source.file.config.as_deref(), source.role, environment))
+            runtime.block_on(run::run(source.config_file.config.as_deref(), source.role, environment))
         }
         Command::Demo(arguments) => {
             start_log(log_level(level).unwrap_or(LevelFilter::WARN));
@@ -139,7 +139,7 @@ fn execute(command: Command, environment: &Environment) -> anyhow::Result<()> {
         }
         Command::Check(source) => {
             start_log(LevelFilter::ERROR);
-            runtime.block_on(check::run(source.file.config.as_deref(), source.role, environment))
+            runtime.block_on(check::run(source.config_file.config.as_deref(), source.role, environment))
         }
         Command::Config(ConfigCommand::Example) => {
             print(config::EXAMPLE);

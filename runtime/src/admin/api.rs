@@ -66,7 +66,7 @@ impl Error {
         Self::new(
             StatusCode::UNAUTHORIZED,
             "authorization",
-            "expected a header `authorization: Bearer TOKEN` with a token that counts",
+            "expected a header `authorization: Bearer TOKEN` with a token that is known",
         )
     }
 

@@ -12,7 +12,7 @@ use axum::routing::get;
 use serde::Serialize;
 
 use super::Admin;
-use crate::intake::source::amqp::Consuming;
+use crate::intake::queues::Consuming;
 use crate::store::Health;
 
 pub(super) fn router() -> Router<Arc<Admin>> {

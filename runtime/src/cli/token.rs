@@ -4,7 +4,7 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 use tokio_util::task::TaskTracker;
 
-use super::File;
+use super::ConfigFile;
 use super::render::moment;
 use crate::admin::token::NewToken;
 use crate::config::{Config, Environment};
@@ -15,7 +15,7 @@ pub(super) enum Command {
     /// Make a token and print it: it is shown this once
     New(NewArguments),
     /// Show the ids of all tokens, and whose they are
-    List(File),
+    List(ConfigFile),
     /// Make a token worthless
     Revoke(RevokeArguments),
 }
@@ -30,7 +30,7 @@ pub(super) struct NewArguments {
     #[arg(long)]
     operator: bool,
     #[command(flatten)]
-    file: File,
+    config_file: ConfigFile,
 }
 
 #[derive(Args)]
@@ -38,13 +38,14 @@ pub(super) struct RevokeArguments {
     /// The token's id: what stands between the underscores of it
     id: String,
     #[command(flatten)]
-    file: File,
+    config_file: ConfigFile,
 }
 
 pub(super) async fn run(command: Command, environment: &Environment) -> anyhow::Result<()> {
-    let (Command::New(NewArguments { file, .. }) | Command::List(file) | Command::Revoke(RevokeArguments { file, .. })) =
-        &command;
-    let config = file.read(environment)?;
+    let (Command::New(NewArguments { config_file, .. })
+    | Command::List(config_file)
+    | Command::Revoke(RevokeArguments { config_file, .. })) = &command;
+    let config = config_file.read(environment)?;
     let writer = TaskTracker::new();
     let store = Store::open(&config.store, &writer).await?;
     let done = match command {

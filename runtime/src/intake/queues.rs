@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Intake;
-use super::source::amqp::{AmqpSource, Consuming};
+use super::source::amqp::AmqpSource;
+pub use super::source::amqp::Consuming;
 use crate::config::Broker;
 use crate::tenant::{ByName, Queue};
 

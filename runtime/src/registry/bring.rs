@@ -49,7 +49,7 @@ impl Registry {
         let (seq, is_news) = store.deploy(deployment).await.map_err(Unusable::Store)?;
         let went = plugin.change(|standing| {
             // Unless the store has told of a later one by now.
-            let is_next = standing.live.as_ref().is_none_or(|live| live.digest != digest) && standing.seq <= seq;
+            let is_next = standing.digest() != Some(digest) && standing.seq <= seq;
             if is_next {
                 let held = Held { is_own: true, is_brought: true, ..standing.held };
                 *standing = Standing { live: Some(Arc::new(version)), refused: None, held, seq };

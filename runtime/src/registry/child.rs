@@ -90,6 +90,7 @@ fn refusal(ended: Option<ExitStatus>, words: &str, limits: &ComponentLimits) -> 
     match (status.code(), status.signal().and_then(Signal::from_named_raw)) {
         (Some(code), _) if code == i32::from(EXIT_REFUSED) => AdmissionError::Refused(printable(words)),
         (_, Some(Signal::XCPU)) => exhausting(format!("{seconds} s of processor time"), "compile_seconds"),
+        (_, Some(Signal::XFSZ)) => AdmissionError::Compile("its code is too large to be handed over".into()),
         // Nobody but the system does that, when it runs out of memory, or a person.
         (_, Some(Signal::KILL)) => AdmissionError::Host("the compiling process was killed".into()),
         _ if is_out_of_memory => {

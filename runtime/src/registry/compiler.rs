@@ -116,8 +116,11 @@ impl Compiler {
         }
         let code = child::compile(&self.program, wasm, limits)?;
         let Some(cache) = &self.cache else { return self.sandbox.load(digest, &code) };
-        if let Err(error) = cache.keep(digest, &code).and_then(|()| cache.prune()) {
+        if let Err(error) = cache.keep(digest, &code) {
             tracing::warn!(%error, "compiled code is not kept");
+        }
+        if let Err(error) = cache.prune() {
+            tracing::warn!(%error, "compiled code that is not needed any more stays");
         }
         // From the file rather than from memory: what is mapped can be given back.
         find().map_or_else(|| self.sandbox.load(digest, &code), Ok)

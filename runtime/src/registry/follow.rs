@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
+
 use super::plugins::{Held, Key, Plugin, Refusal, Standing};
 use super::{Registry, Unusable};
 use crate::effect::Hash;
@@ -58,16 +60,22 @@ impl Registry {
         if self.is_to_follow_anew.swap(false, Ordering::Relaxed) {
             steps.seen = 0;
         }
-        let mut deployed = store.deployments(steps.seen).await?;
+        let deployed = store.deployments(steps.seen).await?;
         steps.seen = deployed.last().map_or(steps.seen, |deployed| deployed.seq);
-        deployed.extend(steps.due());
-        if !deployed.is_empty() {
-            let (registry, metrics) = (Arc::clone(self), Arc::clone(metrics));
-            let follow = tokio::task::spawn_blocking(move || {
-                let follows = |deployed: &Deployed| registry.follow(&metrics, deployed);
-                deployed.into_iter().filter(|deployed| !follows(deployed)).collect()
-            });
-            steps.later(follow.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
+        steps.next.extend(deployed);
+        // Whatever is compiled for it, what is live is recorded and what is quarantined is not run.
+        if let Some(followed) = steps.following.take_if(|following| following.is_finished()) {
+            steps.later(followed.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
+        }
+        if steps.following.is_none() {
+            let deployed = steps.due();
+            if !deployed.is_empty() {
+                let (registry, metrics) = (Arc::clone(self), Arc::clone(metrics));
+                steps.following = Some(tokio::task::spawn_blocking(move || {
+                    let follows = |deployed: &Deployed| registry.follow(&metrics, deployed);
+                    deployed.into_iter().filter(|deployed| !follows(deployed)).collect()
+                }));
+            }
         }
         self.shut_away(store.quarantined().await?);
         metrics.quarantined(self.quarantined().len());
@@ -88,7 +96,7 @@ impl Registry {
         // What its file brought meanwhile is later too, and told of in its turn.
         let is_over = |standing: &Standing| *seq <= standing.seq || self.unrecorded().iter().any(is_for_it);
         let is_there = plugin.change(|standing| {
-            let is_live = standing.live.as_ref().is_some_and(|live| live.digest == *digest);
+            let is_live = standing.digest() == Some(*digest);
             if is_live && !is_over(standing) {
                 (standing.held, standing.seq, standing.refused) = (Held::from(deployed), *seq, None);
             }
@@ -162,6 +170,10 @@ impl Registry {
 struct Steps {
     /// The last deployment it told of.
     seen: i64,
+    /// What is to be followed next.
+    next: Vec<Deployed>,
+    /// What is being followed ends with what could not be.
+    following: Option<JoinHandle<Vec<Deployed>>>,
     /// What could not be followed, for a reason that may pass; when it is tried again, and after which wait then.
     put_off: Vec<Deployed>,
     again: Option<Instant>,
@@ -169,10 +181,13 @@ struct Steps {
 }
 
 impl Steps {
-    /// What was put off and is to be tried again now.
+    /// What is to be followed now, with what was put off when it is time for that.
     fn due(&mut self) -> Vec<Deployed> {
-        let is_due = self.again.is_some_and(|again| again <= Instant::now());
-        if is_due { std::mem::take(&mut self.put_off) } else { Vec::new() }
+        let mut due = std::mem::take(&mut self.next);
+        if self.again.is_some_and(|again| again <= Instant::now()) {
+            due.append(&mut self.put_off);
+        }
+        due
     }
 
     /// These are tried again a while later, each time after a longer one.

@@ -236,6 +236,13 @@ impl Admission<'_> {
     }
 }
 
+impl Standing {
+    /// The digest of the live version.
+    pub(super) fn digest(&self) -> Option<Hash> {
+        self.live.as_ref().map(|version| version.digest)
+    }
+}
+
 impl Refusal {
     /// Of what a file holds.
     pub(super) fn of(path: &Path, why: &Unusable) -> Self {
@@ -272,7 +279,7 @@ impl Plugin {
 
     /// The digest of its live version.
     pub(super) fn digest(&self) -> Option<Hash> {
-        self.live().map(|version| version.digest)
+        self.standing.read().unwrap_or_else(PoisonError::into_inner).digest()
     }
 
     /// Whether something of it is live, or is only kept from that by what passes.
@@ -296,8 +303,7 @@ impl Plugin {
         let mut standing = self.standing.write().unwrap_or_else(PoisonError::into_inner);
         let before = standing.live.clone();
         let changed = change(&mut standing);
-        let digest = |live: &Option<Arc<Version>>| live.as_ref().map(|version| version.digest);
-        if digest(&before) != digest(&standing.live) {
+        if before.as_ref().map(|version| version.digest) != standing.digest() {
             self.watchman.begin_anew();
         }
         drop(standing);

@@ -53,7 +53,7 @@ impl Watch {
     }
 
     /// Watches until asked to stop. Files are read and compiled off the calling task, one after the other; the store is
-    /// not waited for meanwhile, nor does it wait: a rollback is live within a second, whatever is being compiled.
+    /// not waited for meanwhile, nor does it wait: a rollback is live within a second, whatever file is being compiled.
     pub async fn run(self, stop: CancellationToken) {
         let (registry, metrics) = (Arc::clone(&self.registry), Arc::clone(&self.metrics));
         tokio::select! {
@@ -287,7 +287,11 @@ fn take(registry: &Registry, metrics: &Metrics, path: &Path, watched: &mut Watch
     };
     let (live, new): (Vec<_>, Vec<_>) = new.into_iter().partition(|(_, plugin)| plugin.digest() == Some(digest));
     for (tenant, plugin) in live {
-        plugin.change(|standing| (standing.held, standing.refused) = (note(tenant), None));
+        plugin.change(|standing| {
+            if standing.digest() == Some(digest) {
+                (standing.held, standing.refused) = (note(tenant), None);
+            }
+        });
     }
     if new.is_empty() {
         return Ok(());

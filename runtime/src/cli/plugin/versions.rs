@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::File;
+use crate::cli::ConfigFile;
 use crate::cli::render::{moment, printable_lines};
 use crate::config::{Config, Environment};
 use crate::effect::Hash;
@@ -27,7 +27,7 @@ pub(in crate::cli) struct Which {
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
-    place: File,
+    config_file: ConfigFile,
 }
 
 #[derive(Args)]
@@ -36,7 +36,7 @@ pub(in crate::cli) struct ListArguments {
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
-    place: File,
+    config_file: ConfigFile,
 }
 
 #[derive(Args)]
@@ -50,7 +50,7 @@ pub(in crate::cli) struct DeployArguments {
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
-    place: File,
+    config_file: ConfigFile,
 }
 
 #[derive(Args)]
@@ -74,8 +74,8 @@ struct Opened {
 }
 
 impl Opened {
-    async fn new(file: &File, environment: &Environment) -> anyhow::Result<Self> {
-        let config = file.read(environment)?;
+    async fn new(config_file: &ConfigFile, environment: &Environment) -> anyhow::Result<Self> {
+        let config = config_file.read(environment)?;
         let writer = TaskTracker::new();
         let store = Store::open(&config.store, &writer).await?;
         Ok(Self { config, store, writer })
@@ -128,7 +128,7 @@ fn short(digest: Hash) -> String {
 }
 
 pub(super) async fn list(arguments: &ListArguments, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&arguments.place, environment).await?;
+    let opened = Opened::new(&arguments.config_file, environment).await?;
     let (deployed, quarantined) = (opened.deployed().await?, opened.quarantined().await?);
     for tenant in &opened.config.tenants {
         for plugin in tenant.plugins.keys() {
@@ -150,7 +150,7 @@ pub(super) async fn list(arguments: &ListArguments, environment: &Environment) -
 }
 
 pub(super) async fn inspect(which: &Which, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&which.place, environment).await?;
+    let opened = Opened::new(&which.config_file, environment).await?;
     let sandbox = Sandbox::start()?;
     let compiler = Compiler::new(&sandbox).with_cache(&opened.config.cache);
     let (deployed, quarantined) = (opened.deployed().await?, opened.quarantined().await?);
@@ -188,7 +188,7 @@ pub(super) async fn inspect(which: &Which, environment: &Environment) -> anyhow:
 }
 
 pub(super) async fn deploy(arguments: &DeployArguments, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&arguments.place, environment).await?;
+    let opened = Opened::new(&arguments.config_file, environment).await?;
     let file = &arguments.file;
     let of_file = || file.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
     let plugin = arguments.name.clone().or_else(of_file).context("expected a file NAME.wasm, or --name NAME")?;
@@ -227,7 +227,7 @@ pub(super) async fn deploy(arguments: &DeployArguments, environment: &Environmen
 
 pub(super) async fn roll_back(arguments: &RollbackArguments, environment: &Environment) -> anyhow::Result<()> {
     let RollbackArguments { which, to } = arguments;
-    let opened = Opened::new(&which.place, environment).await?;
+    let opened = Opened::new(&which.config_file, environment).await?;
     let mut none = Vec::new();
     if let Some(wish) = to {
         // All of them, before anything changes for one.
@@ -264,7 +264,7 @@ pub(super) async fn roll_back(arguments: &RollbackArguments, environment: &Envir
 }
 
 pub(super) async fn quarantine(which: &Which, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&which.place, environment).await?;
+    let opened = Opened::new(&which.config_file, environment).await?;
     let (deployed, mut none) = (opened.deployed().await?, Vec::new());
     for tenant in opened.tenants(&which.plugin, which.tenant.as_deref())? {
         let (name, plugin) = (tenant.name.clone(), which.plugin.clone());
@@ -286,7 +286,7 @@ pub(super) async fn quarantine(which: &Which, environment: &Environment) -> anyh
 }
 
 pub(super) async fn release(which: &Which, environment: &Environment) -> anyhow::Result<()> {
-    let opened = Opened::new(&which.place, environment).await?;
+    let opened = Opened::new(&which.config_file, environment).await?;
     for tenant in opened.tenants(&which.plugin, which.tenant.as_deref())? {
         let (name, plugin) = (tenant.name.clone(), which.plugin.clone());
         let change = RegistryChange::Release { tenant: name, plugin, is_by_operator: true };
