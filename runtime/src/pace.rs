@@ -4,11 +4,11 @@
 //! others do takes long. So what is used goes onto the tenant's clock, at the rate of its part of the machine. While the
 //! clock is ahead of the time, the tenant's next piece of work waits. A tenant that is alone waits for nothing.
 //!
-//! Those who want more than their part give way to those who do not: they have a quarter of it at most first, more while
-//! the machine has room, and less while it is full, whoever fills it, down to a tenth; but for a while not less than twice
-//! what they used before, for something may have held them up. Where all want more there is nobody to give way to; and who
-//! only now begins to want more, beside others who have for longer, may have had a burst that is over soon, and gives way a
-//! while later.
+//! No part has to fit the machine: all grow while it has room. Those who want more than theirs give way to those who do
+//! not: they have a quarter of a least part at most first, more while the machine has room, and less while it is full,
+//! whoever fills it, down to a tenth; but for a while not less than twice what they used before, for something may have held
+//! them up. Where all want more there is nobody to give way to; and who only now begins to want more, beside others who have
+//! for longer, may have had a burst that is over soon, and gives way a while later.
 
 mod load;
 
@@ -44,7 +44,7 @@ struct Clock {
     /// What a piece of work takes, as a mean of the last ones: what one that is under way is thought to take.
     mean: Duration,
     waits: Option<Waits>,
-    /// How much of a whole part it used in company, the last ten seconds counting most, before it wanted more.
+    /// How much of a least part it used in company, the last ten seconds counting most, before it wanted more.
     usual: Duration,
     usual_at: Instant,
 }
@@ -75,8 +75,8 @@ impl Turn {
 /// What comes for its turn.
 #[derive(Clone, Copy)]
 struct Work {
-    /// So much of a whole part; what the last ones took, where nobody knows.
-    takes: Option<Duration>,
+    /// What it uses; what the last ones did, where nobody knows.
+    uses: Option<Used>,
     /// Whether more waits behind it, where that says something about the tenant.
     more_wait: Option<bool>,
 }
@@ -94,6 +94,12 @@ pub struct Used {
     pub bytes: usize,
 }
 
+impl Used {
+    const fn is_large(self) -> bool {
+        self.bytes > USUAL_BYTES
+    }
+}
+
 impl Pace {
     /// Of a machine with so many processors; once it is to stop, nobody waits any more.
     #[must_use]
@@ -109,10 +115,8 @@ impl Pace {
 
     /// Waits for the tenant's next turn, behind which more may wait.
     pub async fn turn(&self, tenant: &str, more_wait: bool) -> Turn {
-        let Some((begins, expected, part)) = self.reserve(tenant, Work { takes: None, more_wait: Some(more_wait) })
-        else {
-            return Turn(None);
-        };
+        let work = Work { uses: None, more_wait: Some(more_wait) };
+        let Some((begins, expected, part)) = self.reserve(tenant, work) else { return Turn(None) };
         self.wait(begins).await;
         Turn(Some((expected, part)))
     }
@@ -120,16 +124,16 @@ impl Pace {
     /// Waits until the tenant may write so many bytes; what is usual waits for nothing.
     pub async fn write(&self, tenant: &str, bytes: usize) {
         self.saw(tenant);
-        if bytes > USUAL_BYTES {
-            let takes = self.time_for(Used { bytes, ..Used::default() });
-            self.its_turn(tenant, Work { takes: Some(takes), more_wait: None }).await;
+        let used = Used { bytes, ..Used::default() };
+        if used.is_large() {
+            self.its_turn(tenant, Work { uses: Some(used), more_wait: None }).await;
         }
     }
 
     /// Waits until the tenant may send an effect of so many bytes, behind which more may wait; none if that says nothing.
     pub async fn send(&self, tenant: &str, bytes: usize, more_wait: Option<bool>) {
-        let takes = self.time_for(Used { effects: 1, bytes, ..Used::default() });
-        self.its_turn(tenant, Work { takes: Some(takes), more_wait }).await;
+        let used = Used { effects: 1, bytes, ..Used::default() };
+        self.its_turn(tenant, Work { uses: Some(used), more_wait }).await;
     }
 
     async fn its_turn(&self, tenant: &str, work: Work) {
@@ -156,15 +160,15 @@ impl Pace {
         let (mut state, now) = (self.state(), Instant::now());
         let clock = state.saw(tenant, now)?;
         let begins = clock.used_until.max(now.checked_sub(SAVED_MAX).unwrap_or(now));
-        let takes = work.takes.unwrap_or(clock.mean);
-        let (is_alone, is_effect) = (!state.company.is_several(), work.takes.is_some());
+        let takes = work.uses.map_or(clock.mean, |used| self.time_for(used));
+        let (is_alone, is_effect) = (!state.company.is_several(), work.uses.is_some());
         let clock = state.clocks.get_mut(tenant)?;
-        if let Some(more_wait) = work.more_wait {
-            // In company effects may wait for a slow server, which says neither that it wants more nor that it does not.
-            let waits = begins + TIMER > now || (more_wait && (is_alone || !is_effect));
-            if waits || !more_wait {
-                clock.comes(waits, now, begins);
-            }
+        // In company effects may wait for a slow server, which says neither that it wants more nor that it does not; and one
+        // piece that does not wait says nothing where nobody knows what is behind it.
+        let has_to_wait = !is_alone && begins + TIMER > now;
+        let waits = has_to_wait || work.more_wait.is_some_and(|more_wait| more_wait && (is_alone || !is_effect));
+        if waits || work.more_wait == Some(false) {
+            clock.comes(waits, now, begins);
         }
         if is_alone {
             if clock.waits(now).is_some() {
@@ -175,8 +179,11 @@ impl Pace {
         }
         // Not what one used who could have all it wanted.
         clock.uses(takes, now);
-        let usual = clock.usual_part();
-        let part = if state.gives_way(tenant, now) { self.load.give_way().max(usual * 2.0).min(1.0) } else { 1.0 };
+        let (usual, gives_way) = (clock.usual_part(), state.gives_way(tenant, now));
+        let whole = self.load.whole(has_to_wait && !gives_way);
+        let part = if gives_way { self.load.give_way().max(usual * 2.0).min(whole) } else { whole };
+        // How busy the processors are says nothing about what bytes wait for.
+        let part = if work.uses.is_some_and(Used::is_large) { part.min(1.0) } else { part };
         let takes = takes.div_f64(part);
         state.clocks.get_mut(tenant)?.used_until = begins + takes;
         Some((begins, takes, part))
@@ -193,7 +200,7 @@ impl Pace {
         }
     }
 
-    /// How long a tenant's part of the machine takes for it.
+    /// How long a least part of the machine takes for it.
     fn time_for(&self, used: Used) -> Duration {
         let bytes = u32::try_from(used.bytes.saturating_sub(USUAL_BYTES)).unwrap_or(u32::MAX);
         let of_one = (INVOCATION.saturating_mul(used.invocations))
@@ -227,14 +234,18 @@ impl State {
         Some(clock)
     }
 
-    /// Whether the tenant wants more than its part, somebody is there who does not, and it does not do so since a moment ago
-    /// beside one who has for longer.
+    /// Whether the tenant wants more than its part, and somebody is there who does not, or does so since a moment ago while
+    /// this one has for longer.
     fn gives_way(&self, tenant: &str, now: Instant) -> bool {
-        let Some(since) = self.clocks.get(tenant).and_then(|clock| clock.wants_more_since(now)) else { return false };
-        let is_content = |clock: &Clock| now < clock.seen + fair::REMEMBERED && clock.wants_more_since(now).is_none();
-        let has_for_longer = |clock: &Clock| clock.wants_more_since(now).is_some_and(|other| other < since);
-        let is_new = now < since + BURST_MAX && self.clocks.values().any(has_for_longer);
-        !is_new && self.clocks.values().any(is_content)
+        let wants_more_since = |clock: &Clock| clock.wants_more_since(now);
+        let Some(since) = self.clocks.get(tenant).and_then(wants_more_since) else { return false };
+        let is_new = |since: Instant, beside: Instant| beside < since && now < since + BURST_MAX;
+        let gives_way_to = |clock: &Clock| match wants_more_since(clock) {
+            None => now < clock.seen + fair::REMEMBERED,
+            Some(other) => is_new(other, since),
+        };
+        let is_new_beside = |clock: &Clock| wants_more_since(clock).is_some_and(|other| is_new(since, other));
+        self.clocks.values().any(gives_way_to) && !self.clocks.values().any(is_new_beside)
     }
 }
 
@@ -251,29 +262,34 @@ impl Clock {
 
     /// What comes has had to wait, unless that was long ago.
     fn waits(&self, now: Instant) -> Option<Waits> {
-        self.waits.filter(|waits| now < waits.until + WAITS_REMEMBERED)
+        self.waits.filter(|waits| now < waits.until + WAITS_REMEMBERED.max(self.of_several()))
     }
 
     /// Since when it wants more than it has: it has waited for long, and not for a few pieces that take long.
     fn wants_more_since(&self, now: Instant) -> Option<Instant> {
-        let long = WAITS_FOR_MORE.max(self.mean * 8);
+        let long = WAITS_FOR_MORE.max(self.of_several());
         self.waits(now).filter(|waits| waits.last >= waits.since + long).map(|waits| waits.since)
     }
 
-    /// It uses so much of a whole part, which is usual unless it wants more.
+    /// What several pieces take, between which some time passes.
+    fn of_several(&self) -> Duration {
+        self.mean * 8
+    }
+
+    /// It uses so much of a least part, which is usual unless it wants more.
     fn uses(&mut self, takes: Duration, now: Instant) {
         let passed = now.duration_since(self.usual_at).div_duration_f64(USUAL_TIME);
         let more = if self.wants_more_since(now).is_none() { takes } else { Duration::ZERO };
         (self.usual, self.usual_at) = (self.usual.mul_f64((-passed).exp()) + more, now);
     }
 
-    /// Which share of a whole part it usually used.
+    /// Which share of a least part it usually used.
     fn usual_part(&self) -> f64 {
         self.usual.div_duration_f64(USUAL_TIME)
     }
 }
 
-/// Of each processor, a tenant's whole part is 400 invocations a second,
+/// Of each processor, a tenant's least part is 400 invocations a second,
 const INVOCATION: Duration = Duration::from_micros(2_500);
 /// or 800 effects,
 const EFFECT: Duration = Duration::from_micros(1_250);
@@ -285,7 +301,7 @@ const MEBIBYTE: Duration = Duration::from_secs(1);
 pub const USUAL_BYTES: usize = 16 << 10;
 /// Who has had something wait for so long wants more than its part.
 const WAITS_FOR_MORE: Duration = Duration::from_millis(100);
-/// Who has waited, and then nothing came of it for so long, waits no more.
+/// Who has waited, and then nothing came of it for so long, or for as long as several pieces take, waits no more.
 const WAITS_REMEMBERED: Duration = Duration::from_millis(250);
 /// How often is looked how busy the machine is.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -299,7 +315,7 @@ const TIMER: Duration = Duration::from_millis(2);
 const USUAL_TIME: Duration = Duration::from_secs(10);
 /// What was not used is saved up for so long.
 const SAVED_MAX: Duration = Duration::from_millis(50);
-/// However much of a whole part one piece of work took, it counts as no more: so none waits for very long for those before.
+/// However much of a least part one piece of work took, it counts as no more: so none waits for very long for those before.
 const COUNTED_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -1,21 +1,28 @@
-//! How busy the machine is, as its system counts, and what that leaves to those who give way.
+//! How busy the machine is, as its system counts, and how large that makes the parts: so none has to fit the machine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
 use super::LOOK_EVERY;
 
-/// How large the part of a tenant is that gives way. Clones are the same one.
+/// How large the parts of tenants are that have company. Clones are the same one.
 #[derive(Clone, Debug)]
 pub struct Load(Arc<Shared>);
 
+/// Parts in thousandths of a least one.
 #[derive(Debug)]
 struct Shared {
-    /// In thousandths of a whole part.
-    part: AtomicU32,
+    /// Of those who give way to nobody.
+    whole: AtomicU32,
+    /// Of those who give way.
+    given: AtomicU32,
+    /// Since the last look somebody has had company,
+    had_company: AtomicBool,
+    /// and somebody has waited for more than a whole part.
+    is_met: AtomicBool,
     /// For how many more looks it is remembered that somebody gave way.
     looks: AtomicU32,
 }
@@ -28,18 +35,19 @@ struct Counted {
 }
 
 impl Default for Load {
-    /// A whole part, as long as nobody watches the machine.
+    /// The least part for all, unless somebody watches the machine.
     fn default() -> Self {
-        Self::with(WHOLE)
+        Self::with(LEAST, LEAST)
     }
 }
 
 impl Load {
-    fn with(part: u32) -> Self {
-        Self(Arc::new(Shared { part: part.into(), looks: AtomicU32::default() }))
+    fn with(whole: u32, given: u32) -> Self {
+        let (had_company, is_met, looks) = (AtomicBool::default(), AtomicBool::default(), AtomicU32::default());
+        Self(Arc::new(Shared { whole: whole.into(), given: given.into(), had_company, is_met, looks }))
     }
 
-    /// Watches the machine this runs on, whoever uses it, until it is to stop. Where there is no `/proc/stat`, parts stay whole.
+    /// Watches the machine this runs on, whoever uses it, until it is to stop. Without `/proc/stat`, parts stay as they are.
     pub async fn watch(self, stop: CancellationToken) {
         self.watch_what_is_counted_in("/proc/stat".into(), stop).await;
     }
@@ -56,45 +64,82 @@ impl Load {
             let file = file.clone();
             // The system counts while it is read, which takes a moment where there are many processors.
             let Ok(Some(now)) = tokio::task::spawn_blocking(move || Counted::read(&file)).await else { continue };
-            if let Some(share) = last.replace(now).and_then(|last| now.used_since(last)) {
-                let one_less = |looks: u32| looks.checked_sub(1);
-                let Shared { part, looks } = &*self.0;
-                let has_given_way = looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
-                part.store(part_after(part.load(Ordering::Relaxed), share, has_given_way), Ordering::Relaxed);
+            match last.replace(now) {
+                // Until the machine is seen to be full.
+                None => self.0.whole.store(MOST, Ordering::Relaxed),
+                Some(last) => now.used_since(last).into_iter().for_each(|share| self.0.look(share)),
             }
         }
     }
 
-    /// Somebody gives way, which is remembered for a while; how large his part is, of a whole one: at least a tenth.
-    pub(super) fn give_way(&self) -> f64 {
-        self.0.looks.store(LOOKS_REMEMBERED, Ordering::Relaxed);
-        self.part()
+    /// How large the part is, of a least one, of somebody who has company and gives way to nobody; whether he waits for more.
+    pub(super) fn whole(&self, waits: bool) -> f64 {
+        self.0.had_company.store(true, Ordering::Relaxed);
+        self.0.is_met.fetch_or(waits, Ordering::Relaxed);
+        of_least(&self.0.whole)
     }
 
-    fn part(&self) -> f64 {
-        f64::from(self.0.part.load(Ordering::Relaxed)) / f64::from(WHOLE)
+    /// Somebody gives way, which is remembered for a while; how large his part is, of a least one: a tenth or more.
+    pub(super) fn give_way(&self) -> f64 {
+        self.0.looks.store(LOOKS_REMEMBERED, Ordering::Relaxed);
+        of_least(&self.0.given)
     }
 
     #[cfg(test)]
-    pub(super) fn fixed(part: f64) -> Self {
+    pub(super) fn fixed(whole: f64, given: f64) -> Self {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a test's")]
-        Self::with((part * f64::from(WHOLE)) as u32)
+        let parts = [whole, given].map(|part| (part * f64::from(LEAST)) as u32);
+        Self::with(parts[0], parts[1])
     }
 }
 
-/// How large the part is after a while in which this share of the processors' time was used, and somebody gave way or
-/// nobody did: it becomes smaller fast, and larger slowly, the more slowly the less room there is. Who is the first to give
-/// way has a quarter at most: so nobody fills a machine before that can be seen.
-fn part_after(part: u32, share: f64, has_given_way: bool) -> u32 {
-    let most = if has_given_way { WHOLE } else { WHOLE / 4 };
-    let part = if share > 0.8 {
-        (part / 5 * 4).max(WHOLE / 10)
-    } else if share < 0.7 {
-        part + WHOLE / 20
+impl Shared {
+    /// This share of the processors' time was used since the last look.
+    fn look(&self, share: f64) {
+        let one_less = |looks: u32| looks.checked_sub(1);
+        let has_given_way = self.looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+        let had_company = self.had_company.swap(false, Ordering::Relaxed);
+        let is_for_nothing = self.is_met.swap(false, Ordering::Relaxed) || has_given_way || !had_company;
+        let whole = whole_after(self.whole.load(Ordering::Relaxed), share, is_for_nothing);
+        let given =
+            given_after(self.given.load(Ordering::Relaxed), share, if has_given_way { whole } else { LEAST / 4 });
+        self.whole.store(whole, Ordering::Relaxed);
+        self.given.store(given, Ordering::Relaxed);
+    }
+}
+
+fn of_least(part: &AtomicU32) -> f64 {
+    f64::from(part.load(Ordering::Relaxed)) / f64::from(LEAST)
+}
+
+/// How large a whole part is after a while in which this share of the processors' time was used: larger while the machine
+/// has room, and smaller while it is full, until whoever uses most wants more than it. That would be for nothing where
+/// somebody does already, or gives way, or where there is nobody to give way to.
+fn whole_after(whole: u32, share: f64, is_for_nothing: bool) -> u32 {
+    let whole = if share < ROOM {
+        whole / 4 * 5
+    } else if share <= FULL {
+        whole + whole / 100
+    } else if is_for_nothing {
+        whole
     } else {
-        part + WHOLE / 100
+        whole / 5 * 4
     };
-    part.min(most)
+    whole.clamp(LEAST, MOST)
+}
+
+/// How large the part is of those who give way after such a while: it becomes smaller fast, and larger slowly, the more
+/// slowly the less room there is. Who is the first to give way has a quarter of a least one at most: so nobody fills a
+/// machine before that can be seen.
+fn given_after(given: u32, share: f64, most: u32) -> u32 {
+    let given = if share > FULL {
+        (given / 5 * 4).max(LEAST / 10)
+    } else if share < ROOM {
+        given + given.max(LEAST) / 20
+    } else {
+        given + given.max(LEAST) / 100
+    };
+    given.min(most)
 }
 
 impl Counted {
@@ -121,7 +166,14 @@ impl Counted {
     }
 }
 
-const WHOLE: u32 = 1_000;
+/// The least part that is whole, whatever the machine.
+const LEAST: u32 = 1_000;
+/// and the largest one.
+const MOST: u32 = LEAST * 16;
+/// A machine of whose processors' time more is used is full,
+const FULL: f64 = 0.8;
+/// and one of which less is used has room.
+const ROOM: f64 = 0.7;
 /// Ten seconds: one whose pieces of work take long has its next turn late.
 const LOOKS_REMEMBERED: u32 = 40;
 
@@ -156,16 +208,32 @@ mod tests {
     }
 
     #[test]
-    fn parts_become_smaller_fast_down_to_a_tenth_and_larger_slowly_and_begin_as_a_quarter_at_most() {
-        let after = |times: usize, part: u32, share: f64, has_given_way: bool| {
-            (0..times).fold(part, |part, _| part_after(part, share, has_given_way))
+    fn those_who_give_way_have_less_fast_down_to_a_tenth_and_more_slowly_and_a_quarter_at_most_at_first() {
+        let after = |times: usize, given: u32, share: f64, most: u32| {
+            (0..times).fold(given, |given, _| given_after(given, share, most))
         };
-        let given = |times, part, share| after(times, part, share, true);
+        let given = |times, given, share| after(times, given, share, 3_000);
         assert_eq!([given(1, 1_000, 0.95), given(2, 1_000, 0.95), given(99, 1_000, 1.0)], [800, 640, 100]);
-        assert_eq!([given(9, 700, 0.75), given(1, 700, 0.5), given(99, 100, 0.0)], [790, 750, 1_000]);
-        let not_given = |times, part, share| after(times, part, share, false);
-        assert_eq!([not_given(1, 1_000, 0.5), not_given(1, 700, 0.75), not_given(1, 200, 0.75)], [250, 250, 210]);
-        assert_eq!([not_given(99, 250, 1.0), not_given(1, 100, 0.5), not_given(99, 100, 0.5)], [100, 150, 250]);
+        assert_eq!([given(9, 700, 0.75), given(1, 700, 0.5), given(99, 100, 0.0)], [790, 750, 3_000]);
+        assert_eq!([given(1, 2_000, 0.75), given(1, 2_000, 0.5)], [2_020, 2_100]);
+        let first = |times, given, share| after(times, given, share, 250);
+        assert_eq!([first(1, 1_000, 0.5), first(1, 700, 0.75), first(1, 200, 0.75)], [250, 250, 210]);
+        assert_eq!([first(99, 250, 1.0), first(1, 100, 0.5), first(99, 100, 0.5)], [100, 150, 250]);
+    }
+
+    #[test]
+    fn whole_parts_are_as_large_as_the_machine_has_room_and_smaller_only_where_that_is_for_something() {
+        let after = |times: usize, whole: u32, share: f64, is_for_nothing: bool| {
+            (0..times).fold(whole, |whole, _| whole_after(whole, share, is_for_nothing))
+        };
+        let (useful, useless) = (false, true);
+        for is_for_nothing in [useful, useless] {
+            assert_eq!(after(1, 1_000, 0.69, is_for_nothing), 1_250);
+            assert_eq!(after(99, 1_000, 0.0, is_for_nothing), 16_000);
+            assert_eq!(after(9, 2_000, 0.75, is_for_nothing), 2_184);
+        }
+        assert_eq!([after(1, 16_000, 0.81, useful), after(99, 16_000, 1.0, useful)], [12_800, 1_000]);
+        assert_eq!(after(99, 16_000, 1.0, useless), 16_000);
     }
 
     #[tokio::test(start_paused = true)]
@@ -185,28 +253,50 @@ mod tests {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         };
+        let (whole, given) = (|| of_least(&load.0.whole), || of_least(&load.0.given));
         let looks = async {
-            let until = async |ask: bool, busy: u64, part: f64| {
+            let until = async |ask: bool, busy: u64, (of_whole, of_given): (f64, f64)| {
                 // It may read late what is written here, on a thread whose time does not stand still.
                 for _ in 0..10_000 {
                     look(busy, ask).await;
-                    if (load.part() - part).abs() < 0.001 {
+                    if (whole() - of_whole).abs() < 0.001 && (given() - of_given).abs() < 0.001 {
                         return;
                     }
                 }
-                panic!("{} of a part, expected {part}", load.part());
+                panic!("{} and {} of a part, expected {of_whole} and {of_given}", whole(), given());
             };
-            until(false, 10, 0.25).await;
+            until(false, 10, (16.0, 0.25)).await;
             look(10, false).await;
-            assert!(load.part() < 0.26, "nobody has given way");
-            until(true, 10, 1.0).await;
+            assert!(given() < 0.26, "nobody has given way");
+            until(true, 10, (16.0, 16.0)).await;
             for _ in 0..LOOKS_REMEMBERED / 2 {
                 look(10, false).await;
             }
-            assert!(load.part() > 0.99, "somebody did a moment ago");
-            until(false, 10, 0.25).await;
-            until(true, 95, 0.1).await;
-            stop.cancel();
+            assert!(given() > 15.9, "somebody did a moment ago");
+            until(false, 10, (16.0, 0.25)).await;
+            until(false, 95, (16.0, 0.1)).await;
+            assert!(whole() > 15.9, "nobody had company");
+            load.whole(false);
+            until(true, 95, (16.0, 0.1)).await;
+            for _ in 0..LOOKS_REMEMBERED / 2 {
+                load.whole(false);
+                look(95, false).await;
+            }
+            assert!(whole() > 15.9, "somebody gave way a moment ago");
+            load.0.looks.store(0, Ordering::Relaxed);
+            for _ in 0..40 {
+                load.whole(true);
+                look(95, false).await;
+            }
+            assert!(whole() > 15.9, "somebody waits for more");
+            for _ in 0..10_000 {
+                load.whole(false);
+                look(95, false).await;
+                if whole() < 1.01 {
+                    return stop.cancel();
+                }
+            }
+            panic!("{} of a part, expected a least one", whole());
         };
         tokio::join!(watching, looks);
     }

@@ -45,7 +45,7 @@ async fn in_company_each_has_its_part_of_the_machine() {
 async fn effects_are_sent_at_the_pace_of_those_who_have_company() {
     // Those who want more than their part give way, once they have waited for a while.
     for (part, took_ms) in [(1.0, 500), (0.5, 850)] {
-        let pace = Pace::new(2, Load::fixed(part), CancellationToken::new());
+        let pace = Pace::new(2, Load::fixed(1.0, part), CancellationToken::new());
         let send = async |count: u32, bytes: usize| {
             let began = Instant::now();
             for _ in 0..count {
@@ -64,7 +64,7 @@ async fn effects_are_sent_at_the_pace_of_those_who_have_company() {
 
 #[tokio::test(start_paused = true)]
 async fn who_wanted_more_while_it_was_alone_gives_way_at_once() {
-    let pace = Pace::new(1, Load::fixed(0.5), CancellationToken::new());
+    let pace = Pace::new(1, Load::fixed(1.0, 0.5), CancellationToken::new());
     for _ in 0..3 {
         tokio::time::advance(WAITS_FOR_MORE / 2).await;
         pace.send("a", 0, Some(true)).await;
@@ -80,8 +80,20 @@ async fn who_wanted_more_while_it_was_alone_gives_way_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_alone_and_fast_wants_no_more_than_it_has() {
+    let pace = Pace::new(1, Load::fixed(1.0, 0.1), CancellationToken::new());
+    for number in 0..1_000 {
+        // Some have had to wait behind others for a moment.
+        drop(pace.turn("a", number < 100).await);
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    pace.saw("b");
+    assert!(!pace.state().gives_way("a", Instant::now()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn in_company_those_who_wait_for_a_slow_server_do_not_want_more() {
-    let pace = Pace::new(1, Load::fixed(0.5), CancellationToken::new());
+    let pace = Pace::new(1, Load::fixed(1.0, 0.5), CancellationToken::new());
     pace.saw("b");
     for _ in 0..100 {
         pace.send("a", 0, Some(true)).await;
@@ -92,7 +104,7 @@ async fn in_company_those_who_wait_for_a_slow_server_do_not_want_more() {
 
 #[tokio::test(start_paused = true)]
 async fn a_burst_beside_one_who_always_wants_more_does_not_give_way_and_is_soon_over() {
-    let pace = Pace::new(1, Load::fixed(0.1), CancellationToken::new());
+    let pace = Pace::new(1, Load::fixed(1.0, 0.1), CancellationToken::new());
     let one = Used { invocations: 1, ..Used::default() };
     let turns = async |name: &str, count: u32| {
         for _ in 0..count {
@@ -169,10 +181,66 @@ async fn of_many_large_ones_at_the_same_time_each_waits_for_those_before_it() {
     about(began.elapsed(), Duration::from_secs(3));
 }
 
+#[tokio::test(start_paused = true)]
+async fn parts_are_as_large_as_the_machine_has_room_except_for_bytes() {
+    let pace = Pace::new(1, Load::fixed(8.0, 8.0), CancellationToken::new());
+    let (one, large) = (Used { invocations: 1, ..Used::default() }, (1 << 20) + USUAL_BYTES);
+    pace.saw("b");
+    about(take(&pace, "a", 6_400, one).await, Duration::from_secs(2));
+    pace.saw("b");
+    let began = Instant::now();
+    for _ in 0..3 {
+        pace.write("c", large).await;
+    }
+    about(began.elapsed(), Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_wanted_more_for_longer_gives_way_to_who_begins_to_for_as_long_as_that_is_a_burst() {
+    let pace = Pace::new(1, Load::fixed(1.0, 0.1), CancellationToken::new());
+    let begins = Duration::from_secs(1);
+    let (began, step) = (Instant::now(), Duration::from_millis(50));
+    pace.saw("old");
+    pace.saw("new");
+    let look = |now: Instant| {
+        let mut state = pace.state();
+        let mut wants_more = |name: &str| state.clocks.get_mut(name).unwrap().comes(true, now, now);
+        wants_more("old");
+        if now >= began + begins {
+            wants_more("new");
+        }
+        let (is_known, is_new) = (now >= began + WAITS_FOR_MORE, now < began + begins + BURST_MAX);
+        assert_eq!(state.gives_way("old", now), is_known && is_new, "{:?}", now - began);
+        assert!(!state.gives_way("new", now), "{:?}", now - began);
+    };
+    while began.elapsed() < begins + BURST_MAX * 2 {
+        look(Instant::now());
+        tokio::time::advance(step).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_to_write_wants_more_although_nothing_else_comes_meanwhile() {
+    let pace = Pace::new(1, Load::fixed(1.0, 1.0), CancellationToken::new());
+    pace.saw("b");
+    let began = Instant::now();
+    let write = async |number: u32| {
+        tokio::time::sleep(WAITS_FOR_MORE / 2 * number).await;
+        pace.write("a", (1 << 20) + USUAL_BYTES).await;
+    };
+    let looked = async {
+        for after_s in [1, 2, 3] {
+            tokio::time::sleep_until(began + Duration::from_secs(after_s)).await;
+            assert!(pace.state().gives_way("a", Instant::now()), "after {after_s} s");
+        }
+    };
+    tokio::join!(looked, futures_util::future::join_all((0..5).map(write)));
+}
+
 /// What two tenants do in a second of whom one wants so much and the other all it can get, on a machine of one processor
 /// on which who gives way has so much of a part.
 async fn rates(wanted: f64, part: f64) -> (f64, f64) {
-    let pace = Pace::new(1, Load::fixed(part), CancellationToken::new());
+    let pace = Pace::new(1, Load::fixed(1.0, part), CancellationToken::new());
     let (greedy, modest) = (std::cell::Cell::new(0.0), std::cell::Cell::new(0.0));
     let one = Used { invocations: 1, ..Used::default() };
     let tenant = async |name: &str, done: &std::cell::Cell<f64>, per_second: f64| {
@@ -263,7 +331,7 @@ async fn once_it_is_to_stop_nobody_waits() {
 
 /// One comes each so often beside one who is content; how long the last ones waited, after a stall of the machine.
 async fn wait_after_a_stall(every: Duration, takes: Duration, stall: Duration, part: f64) -> Duration {
-    let pace = Pace::new(1, Load::fixed(part), CancellationToken::new());
+    let pace = Pace::new(1, Load::fixed(1.0, part), CancellationToken::new());
     let one = Used { invocations: 1, cpu: takes, ..Used::default() };
     let (began, longest) = (Instant::now(), std::cell::Cell::new(Duration::ZERO));
     let (before, all) = (Duration::from_secs(20), Duration::from_secs(40));

@@ -46,7 +46,7 @@ enum Attack {
 }
 
 pub(super) async fn isolation(broker: &Broker) -> Result<()> {
-    const SECONDS: u32 = 10;
+    const SECONDS: u32 = 20;
     println!("(e) blue mails at a fifth of what the machine can do while red attacks: from publishing to acceptance,");
     println!("    and from publishing until a bare consumer has the same messages, which is the broker's part");
     let capacity = capacity(broker).await?;
@@ -183,7 +183,7 @@ async fn attacked(broker: &Broker, rate: u32, seconds: u32, attack: Option<Attac
     // What a backlog costs to publish is not the attack.
     if let Some(Attack::Backlog(_)) = attack {
         let red = neighbours.world.vhost.publisher().await?;
-        red.publish_many((0..20_000).map(|number| message("red", number).1)).await?;
+        red.publish_many((0..40_000).map(|number| message("red", number).1)).await?;
     }
     let blue = neighbours.world.vhost.publisher().await?;
     let (over, mut flood_rate) = (Cell::new(false), 0.0);
