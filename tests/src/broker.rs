@@ -36,6 +36,17 @@ impl Broker {
 
     /// A node for one test, which may kill it.
     pub async fn private() -> Result<Broker> {
+        // Another process may take a free port before the node does.
+        let mut tries = 1;
+        loop {
+            match Self::at_free_ports().await {
+                Err(error) if tries < 3 && error.to_string().contains("eaddrinuse") => tries += 1,
+                started => return started,
+            }
+        }
+    }
+
+    async fn at_free_ports() -> Result<Broker> {
         let directory = tempfile::Builder::new().prefix("broker-").tempdir()?;
         let node = Arc::new(Node::prepare(directory.path())?);
         let keeper = node.spawn()?;
