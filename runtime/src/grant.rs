@@ -101,7 +101,10 @@ impl Grant {
             "s3" => "account = \"logs\"\nkeys = [\"*\"]",
             "irc" => "account = \"chat\"\nchannels = [\"#ci\"]",
             "amqp" => "account = \"pulse\"\nexchanges = [\"exchange/ci/again\"]",
-            "webhook" => "account = \"web\"\nurls = [\"https://hooks.example.com/builds/*\"]",
+            "webhook" => {
+                "endpoints = { slack = \"slack\" }\n# or, for a plugin that names addresses:\n# account = \"web\"\n\
+                 # urls = [\"https://hooks.example.com/builds/*\"]"
+            }
             _ => return None,
         })
     }

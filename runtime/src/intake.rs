@@ -181,11 +181,18 @@ impl Intake {
         self.pace.turn(tenant, self.in_hand.is_waited_for(tenant)).await
     }
 
+    /// Waits for the tenant's turn for a delivery that has no plugin run.
+    async fn pass(&self, tenant: &str) {
+        let turn = self.turn(tenant).await;
+        self.pace.used(tenant, turn, Used { deliveries: 1, ..Used::default() });
+    }
+
     async fn decide(&self, tenant: &str, delivery: Arc<Delivery>, received_ms: i64, basis: Basis) -> Decision {
         let event = match Event::read(tenant, Arc::clone(&delivery)) {
             Ok(event) => event,
             Err(malformed) => {
                 tracing::warn!(%malformed, "delivery without an event: kept as dead");
+                self.pass(tenant).await;
                 let (tenant, reason) = (tenant.to_owned(), malformed.to_string());
                 return Decision::Bury(DeadDelivery { tenant, delivery, reason, received_ms });
             }
@@ -197,6 +204,7 @@ impl Intake {
                 Ok(task) => {
                     let notifications = self.notifications(&tenant, &event, &task);
                     if notifications.is_empty() && basis == Basis::Delivery {
+                        self.pass(&tenant.name).await;
                         return Decision::Nothing;
                     }
                     let mut turn = self.turn(&tenant.name).await;
@@ -209,7 +217,10 @@ impl Intake {
                     self.pace.used(&tenant.name, turn, used(&invocations));
                     (Fate::Planned(invocations), Some(place))
                 }
-                Err(error) => (Self::without_task(&event, &error, received_ms, basis), None),
+                Err(error) => {
+                    self.pass(&tenant.name).await;
+                    (Self::without_task(&event, &error, received_ms, basis), None)
+                }
             },
         };
         let settled = Settled {
@@ -239,7 +250,10 @@ impl Intake {
             Fate::Dead { reason }
         };
         let deferred = |reason: String| match retry::next_try_ms(tries, received_ms, now_ms()) {
-            Some(due_ms) => Fate::Deferred { due_ms, reason },
+            Some(due_ms) => {
+                tracing::info!(task_id = %event.task_id, %reason, tries, "no definition yet: the event waits");
+                Fate::Deferred { due_ms, reason }
+            }
             None => dead(format!("given up after three days: {reason}")),
         };
         match error {

@@ -4,11 +4,12 @@
 //! others do takes long. So what is used goes onto the tenant's clock, at the rate of its part of the machine. While the
 //! clock is ahead of the time, the tenant's next piece of work waits. A tenant that is alone waits for nothing.
 //!
-//! No part has to fit the machine: all grow while it has room. Those who want more than theirs give way to those who do
-//! not: they have a quarter of a least part at most first, more while the machine has room, and less while it is full,
-//! whoever fills it, down to a tenth; but for a while not less than twice what they used before, for something may have held
-//! them up. Where all want more there is nobody to give way to; and who only now begins to want more, beside others who have
-//! for longer, may have had a burst that is over soon, and gives way a while later.
+//! No part has to fit the machine: all grow while it has room, and while it is full they shrink until whoever does most
+//! wants more than his. Those who want more give way to those who do not: they have a quarter of a least part at most first,
+//! or what another had who gave way a moment ago, more while the machine has room, and less while it is full, whoever fills
+//! it, down to a tenth; but for a while not less than twice what they used before, for something may have held them up.
+//! Where all want more there is nobody to give way to; and who only now begins to want more, beside others who have for
+//! longer, may have had a burst that is over soon, and gives way a while later.
 
 mod load;
 
@@ -84,6 +85,8 @@ struct Work {
 /// What a piece of work uses.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Used {
+    /// Deliveries that lead to no invocation.
+    pub deliveries: u32,
     /// Invocations.
     pub invocations: u32,
     /// Effects that are sent.
@@ -117,7 +120,7 @@ impl Pace {
     pub async fn turn(&self, tenant: &str, more_wait: bool) -> Turn {
         let work = Work { uses: None, more_wait: Some(more_wait) };
         let Some((begins, expected, part)) = self.reserve(tenant, work) else { return Turn(None) };
-        self.wait(begins).await;
+        self.wait(tenant, begins).await;
         Turn(Some((expected, part)))
     }
 
@@ -138,15 +141,15 @@ impl Pace {
 
     async fn its_turn(&self, tenant: &str, work: Work) {
         if let Some((begins, ..)) = self.reserve(tenant, work) {
-            self.wait(begins).await;
+            self.wait(tenant, begins).await;
         }
     }
 
-    /// Waits until then, or until there is nobody any more to wait for.
-    async fn wait(&self, begins: Instant) {
+    /// Waits until then, or until there is nobody any more to wait for. Who waits is there.
+    async fn wait(&self, tenant: &str, begins: Instant) {
         while let now = Instant::now()
             && now < begins
-            && self.state().company.is_several()
+            && self.state().has_company(tenant, now)
         {
             tokio::select! {
                 () = tokio::time::sleep_until(begins.min(now + COMPANY_LOOK_EVERY)) => {}
@@ -179,11 +182,15 @@ impl Pace {
         }
         // Not what one used who could have all it wanted.
         clock.uses(takes, now);
-        let (usual, gives_way) = (clock.usual_part(), state.gives_way(tenant, now));
-        let whole = self.load.whole(has_to_wait && !gives_way);
-        let part = if gives_way { self.load.give_way().max(usual * 2.0).min(whole) } else { whole };
+        let (usual, wants_more) = (clock.usual_part(), clock.wants_more_since(now).is_some());
+        let is_large = work.uses.is_some_and(Used::is_large);
+        let part = if state.gives_way(tenant, now) {
+            self.load.give_way(is_large).max(usual * 2.0).min(self.load.whole(false))
+        } else {
+            self.load.whole(wants_more)
+        };
         // How busy the processors are says nothing about what bytes wait for.
-        let part = if work.uses.is_some_and(Used::is_large) { part.min(1.0) } else { part };
+        let part = if is_large { part.min(1.0) } else { part };
         let takes = takes.div_f64(part);
         state.clocks.get_mut(tenant)?.used_until = begins + takes;
         Some((begins, takes, part))
@@ -193,7 +200,7 @@ impl Pace {
     pub fn used(&self, tenant: &str, turn: Turn, used: Used) {
         let took = self.time_for(used);
         let mut state = self.state();
-        let Some(clock) = state.clocks.get_mut(tenant) else { return };
+        let Some(clock) = state.saw(tenant, Instant::now()) else { return };
         clock.mean = (clock.mean * 7 + took) / 8;
         if let Turn(Some((expected, part))) = turn {
             clock.used_until = clock.used_until + took.div_f64(part) - expected;
@@ -203,7 +210,8 @@ impl Pace {
     /// How long a least part of the machine takes for it.
     fn time_for(&self, used: Used) -> Duration {
         let bytes = u32::try_from(used.bytes.saturating_sub(USUAL_BYTES)).unwrap_or(u32::MAX);
-        let of_one = (INVOCATION.saturating_mul(used.invocations))
+        let of_one = (DELIVERY.saturating_mul(used.deliveries))
+            .saturating_add(INVOCATION.saturating_mul(used.invocations))
             .saturating_add(EFFECT.saturating_mul(used.effects))
             .saturating_add(used.cpu.saturating_mul(CPU_PART))
             .saturating_add((MEBIBYTE / (1 << 20)).saturating_mul(bytes));
@@ -234,6 +242,12 @@ impl State {
         Some(clock)
     }
 
+    /// Whether the tenant, which is there, is not alone.
+    fn has_company(&mut self, tenant: &str, now: Instant) -> bool {
+        let _ = self.saw(tenant, now);
+        self.company.is_several()
+    }
+
     /// Whether the tenant wants more than its part, and somebody is there who does not, or does so since a moment ago while
     /// this one has for longer.
     fn gives_way(&self, tenant: &str, now: Instant) -> bool {
@@ -254,10 +268,15 @@ impl Clock {
         Self { seen: now, used_until: now, mean: Duration::ZERO, waits: None, usual: Duration::ZERO, usual_at: now }
     }
 
-    /// One more comes for its turn, which is then, and waits, or others behind it, or not.
+    /// One more comes for its turn, which is then, and waits, or others behind it, or not. Of many that wait some do not, when
+    /// several were done at once: nobody waits once none has for a moment.
     fn comes(&mut self, waits: bool, now: Instant, begins: Instant) {
-        let since = self.waits(now).map_or(now, |waits| waits.since);
-        self.waits = waits.then_some(Waits { since, last: now, until: begins.max(now) });
+        if waits {
+            let since = self.waits(now).map_or(now, |waits| waits.since);
+            self.waits = Some(Waits { since, last: now, until: begins.max(now) });
+        } else if self.waits.is_some_and(|waits| now > waits.until + MOMENT) {
+            self.waits = None;
+        }
     }
 
     /// What comes has had to wait, unless that was long ago.
@@ -271,9 +290,9 @@ impl Clock {
         self.waits(now).filter(|waits| waits.last >= waits.since + long).map(|waits| waits.since)
     }
 
-    /// What several pieces take, between which some time passes.
+    /// What several pieces take, between which some time passes: not so long that nobody would ever seem to want more.
     fn of_several(&self) -> Duration {
-        self.mean * 8
+        (self.mean * 8).min(SEVERAL_MAX)
     }
 
     /// It uses so much of a least part, which is usual unless it wants more.
@@ -291,6 +310,8 @@ impl Clock {
 
 /// Of each processor, a tenant's least part is 400 invocations a second,
 const INVOCATION: Duration = Duration::from_micros(2_500);
+/// or 800 deliveries that lead to none,
+const DELIVERY: Duration = Duration::from_micros(1_250);
 /// or 800 effects,
 const EFFECT: Duration = Duration::from_micros(1_250);
 /// or a quarter of its time for guests,
@@ -303,6 +324,10 @@ pub const USUAL_BYTES: usize = 16 << 10;
 const WAITS_FOR_MORE: Duration = Duration::from_millis(100);
 /// Who has waited, and then nothing came of it for so long, or for as long as several pieces take, waits no more.
 const WAITS_REMEMBERED: Duration = Duration::from_millis(250);
+/// Who has waited for nothing for so long waits no more.
+const MOMENT: Duration = Duration::from_millis(20);
+/// However long they take, who waits behind several pieces for so long wants more.
+const SEVERAL_MAX: Duration = Duration::from_secs(1);
 /// How often is looked how busy the machine is.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often those who wait look whether they still have company.

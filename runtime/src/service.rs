@@ -120,7 +120,7 @@ impl Service {
         let (stop_courier, attempts) = (CancellationToken::new(), TaskTracker::new());
         let (stop_housekeeping, housekeeping) = (CancellationToken::new(), TaskTracker::new());
         let (connections, load) = (TaskTracker::new(), Load::default());
-        housekeeping.spawn(load.clone().watch(stop_housekeeping.clone()));
+        housekeeping.spawn(load.clone().watch(processors, stop_housekeeping.clone()));
         let gone = Gone::of_an_earlier_start(&store, &tenants.now(), &wanted.accounts).await?;
         let gone = gone.of(intake.is_some(), courier.is_some());
         let mut destinations = None;

@@ -21,9 +21,11 @@ struct Shared {
     given: AtomicU32,
     /// Since the last look somebody has had company,
     had_company: AtomicBool,
-    /// and somebody has waited for more than a whole part.
+    /// somebody has wanted more than a whole part,
     is_met: AtomicBool,
-    /// For how many more looks it is remembered that somebody gave way.
+    /// and somebody has given way,
+    is_given: AtomicBool,
+    /// which is remembered for so many more looks.
     looks: AtomicU32,
 }
 
@@ -43,16 +45,23 @@ impl Default for Load {
 
 impl Load {
     fn with(whole: u32, given: u32) -> Self {
-        let (had_company, is_met, looks) = (AtomicBool::default(), AtomicBool::default(), AtomicU32::default());
-        Self(Arc::new(Shared { whole: whole.into(), given: given.into(), had_company, is_met, looks }))
+        Self(Arc::new(Shared {
+            whole: whole.into(),
+            given: given.into(),
+            had_company: AtomicBool::default(),
+            is_met: AtomicBool::default(),
+            is_given: AtomicBool::default(),
+            looks: AtomicU32::default(),
+        }))
     }
 
-    /// Watches the machine this runs on, whoever uses it, until it is to stop. Without `/proc/stat`, parts stay as they are.
-    pub async fn watch(self, stop: CancellationToken) {
-        self.watch_what_is_counted_in("/proc/stat".into(), stop).await;
+    /// Watches the machine this runs on, whoever uses it, until it is to stop. Where there is no `/proc/stat`, or it counts
+    /// more processors than the so many this may use, all have the least part.
+    pub async fn watch(self, processors: usize, stop: CancellationToken) {
+        self.watch_what_is_counted_in("/proc/stat".into(), processors, stop).await;
     }
 
-    async fn watch_what_is_counted_in(self, file: PathBuf, stop: CancellationToken) {
+    async fn watch_what_is_counted_in(self, file: PathBuf, processors: usize, stop: CancellationToken) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last = None;
@@ -63,26 +72,48 @@ impl Load {
             }
             let file = file.clone();
             // The system counts while it is read, which takes a moment where there are many processors.
-            let Ok(Some(now)) = tokio::task::spawn_blocking(move || Counted::read(&file)).await else { continue };
-            match last.replace(now) {
+            let counted = tokio::task::spawn_blocking(move || Counted::read(&file, processors)).await.ok().flatten();
+            match (counted, std::mem::replace(&mut last, counted)) {
+                (None, _) => self.set(LEAST, LEAST),
                 // Until the machine is seen to be full.
-                None => self.0.whole.store(MOST, Ordering::Relaxed),
-                Some(last) => now.used_since(last).into_iter().for_each(|share| self.0.look(share)),
+                (Some(_), None) => self.set(MOST, LEAST / 4),
+                (Some(now), Some(last)) => now.used_since(last).into_iter().for_each(|share| self.look(share)),
             }
         }
     }
 
-    /// How large the part is, of a least one, of somebody who has company and gives way to nobody; whether he waits for more.
-    pub(super) fn whole(&self, waits: bool) -> f64 {
+    /// How large the part is, of a least one, of somebody who has company and gives way to nobody; whether he wants more.
+    pub(super) fn whole(&self, wants_more: bool) -> f64 {
         self.0.had_company.store(true, Ordering::Relaxed);
-        self.0.is_met.fetch_or(waits, Ordering::Relaxed);
+        self.0.is_met.fetch_or(wants_more, Ordering::Relaxed);
         of_least(&self.0.whole)
     }
 
-    /// Somebody gives way, which is remembered for a while; how large his part is, of a least one: a tenth or more.
-    pub(super) fn give_way(&self) -> f64 {
-        self.0.looks.store(LOOKS_REMEMBERED, Ordering::Relaxed);
+    /// Somebody gives way, which is remembered for a while unless it is with something large, which says nothing about the
+    /// processors; how large his part is, of a least one: a tenth or more.
+    pub(super) fn give_way(&self, is_large: bool) -> f64 {
+        if !is_large {
+            self.0.is_given.store(true, Ordering::Relaxed);
+            self.0.looks.store(LOOKS_REMEMBERED, Ordering::Relaxed);
+        }
         of_least(&self.0.given)
+    }
+
+    /// This share of the processors' time was used since the last look.
+    pub(super) fn look(&self, share: f64) {
+        let Shared { whole, given, had_company, is_met, is_given, looks } = &*self.0;
+        let one_less = |looks: u32| looks.checked_sub(1);
+        let has_given_way = looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+        let [had_company, is_met, is_given] =
+            [had_company, is_met, is_given].map(|flag| flag.swap(false, Ordering::Relaxed));
+        let whole = whole_after(whole.load(Ordering::Relaxed), share, is_met || is_given || !had_company);
+        let most = if has_given_way { whole } else { LEAST / 4 };
+        self.set(whole, given_after(given.load(Ordering::Relaxed), share, most));
+    }
+
+    fn set(&self, whole: u32, given: u32) {
+        self.0.whole.store(whole, Ordering::Relaxed);
+        self.0.given.store(given, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -93,23 +124,13 @@ impl Load {
     }
 }
 
-impl Shared {
-    /// This share of the processors' time was used since the last look.
-    fn look(&self, share: f64) {
-        let one_less = |looks: u32| looks.checked_sub(1);
-        let has_given_way = self.looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
-        let had_company = self.had_company.swap(false, Ordering::Relaxed);
-        let is_for_nothing = self.is_met.swap(false, Ordering::Relaxed) || has_given_way || !had_company;
-        let whole = whole_after(self.whole.load(Ordering::Relaxed), share, is_for_nothing);
-        let given =
-            given_after(self.given.load(Ordering::Relaxed), share, if has_given_way { whole } else { LEAST / 4 });
-        self.whole.store(whole, Ordering::Relaxed);
-        self.given.store(given, Ordering::Relaxed);
-    }
-}
-
 fn of_least(part: &AtomicU32) -> f64 {
     f64::from(part.load(Ordering::Relaxed)) / f64::from(LEAST)
+}
+
+/// Whether a line of `/proc/stat` is about one processor.
+fn of_one_processor(line: &str) -> bool {
+    line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit()))
 }
 
 /// How large a whole part is after a while in which this share of the processors' time was used: larger while the machine
@@ -117,7 +138,7 @@ fn of_least(part: &AtomicU32) -> f64 {
 /// somebody does already, or gives way, or where there is nobody to give way to.
 fn whole_after(whole: u32, share: f64, is_for_nothing: bool) -> u32 {
     let whole = if share < ROOM {
-        whole / 4 * 5
+        whole + whole / 20
     } else if share <= FULL {
         whole + whole / 100
     } else if is_for_nothing {
@@ -143,8 +164,11 @@ fn given_after(given: u32, share: f64, most: u32) -> u32 {
 }
 
 impl Counted {
-    fn read(file: &Path) -> Option<Self> {
-        Self::from_text(&std::fs::read_to_string(file).ok()?)
+    fn read(file: &Path, processors: usize) -> Option<Self> {
+        let stat = std::fs::read_to_string(file).ok()?;
+        // In a container it counts those of the whole machine, who may have nothing to do.
+        let is_of_these = stat.lines().filter(|line| of_one_processor(line)).count() <= processors;
+        is_of_these.then(|| Self::from_text(&stat)).flatten()
     }
 
     /// From the first line of `/proc/stat`, see proc(5): user, nice, system, idle, iowait, irq, softirq, steal, and guests,
@@ -168,12 +192,12 @@ impl Counted {
 
 /// The least part that is whole, whatever the machine.
 const LEAST: u32 = 1_000;
-/// and the largest one.
+/// The largest one.
 const MOST: u32 = LEAST * 16;
-/// A machine of whose processors' time more is used is full,
-const FULL: f64 = 0.8;
+/// A machine of whose processors' time more is used is full: what comes then waits for longer and longer,
+const FULL: f64 = 0.7;
 /// and one of which less is used has room.
-const ROOM: f64 = 0.7;
+const ROOM: f64 = 0.6;
 /// Ten seconds: one whose pieces of work take long has its next turn late.
 const LOOKS_REMEMBERED: u32 = 40;
 
@@ -214,10 +238,10 @@ mod tests {
         };
         let given = |times, given, share| after(times, given, share, 3_000);
         assert_eq!([given(1, 1_000, 0.95), given(2, 1_000, 0.95), given(99, 1_000, 1.0)], [800, 640, 100]);
-        assert_eq!([given(9, 700, 0.75), given(1, 700, 0.5), given(99, 100, 0.0)], [790, 750, 3_000]);
-        assert_eq!([given(1, 2_000, 0.75), given(1, 2_000, 0.5)], [2_020, 2_100]);
+        assert_eq!([given(9, 700, 0.65), given(1, 700, 0.5), given(99, 100, 0.0)], [790, 750, 3_000]);
+        assert_eq!([given(1, 2_000, 0.65), given(1, 2_000, 0.5)], [2_020, 2_100]);
         let first = |times, given, share| after(times, given, share, 250);
-        assert_eq!([first(1, 1_000, 0.5), first(1, 700, 0.75), first(1, 200, 0.75)], [250, 250, 210]);
+        assert_eq!([first(1, 1_000, 0.5), first(1, 700, 0.65), first(1, 200, 0.65)], [250, 250, 210]);
         assert_eq!([first(99, 250, 1.0), first(1, 100, 0.5), first(99, 100, 0.5)], [100, 150, 250]);
     }
 
@@ -228,75 +252,70 @@ mod tests {
         };
         let (useful, useless) = (false, true);
         for is_for_nothing in [useful, useless] {
-            assert_eq!(after(1, 1_000, 0.69, is_for_nothing), 1_250);
+            assert_eq!(after(1, 1_000, 0.59, is_for_nothing), 1_050);
             assert_eq!(after(99, 1_000, 0.0, is_for_nothing), 16_000);
-            assert_eq!(after(9, 2_000, 0.75, is_for_nothing), 2_184);
+            assert_eq!(after(9, 2_000, 0.65, is_for_nothing), 2_184);
         }
-        assert_eq!([after(1, 16_000, 0.81, useful), after(99, 16_000, 1.0, useful)], [12_800, 1_000]);
+        assert_eq!([after(1, 16_000, 0.71, useful), after(99, 16_000, 1.0, useful)], [12_800, 1_000]);
         assert_eq!(after(99, 16_000, 1.0, useless), 16_000);
     }
 
+    #[test]
+    fn parts_follow_what_is_seen_of_the_machine_and_what_tenants_do() {
+        let load = Load::fixed(16.0, 0.25);
+        let parts = || (of_least(&load.0.whole), of_least(&load.0.given));
+        let looks = |times: u32, share: f64, asks: &dyn Fn()| {
+            (0..times).for_each(|_| {
+                asks();
+                load.look(share);
+            });
+        };
+        looks(40, 0.95, &|| ());
+        assert_eq!(parts(), (16.0, 0.1), "nobody had company");
+        looks(40, 0.1, &|| _ = load.give_way(true));
+        assert_eq!(parts(), (16.0, 0.25), "nobody gave way but with something large");
+        looks(100, 0.1, &|| _ = load.give_way(false));
+        assert_eq!(parts(), (16.0, 16.0));
+        looks(LOOKS_REMEMBERED - 1, 0.65, &|| ());
+        assert_eq!(parts(), (16.0, 16.0), "somebody did a moment ago");
+        looks(1, 0.65, &|| ());
+        assert_eq!(parts(), (16.0, 0.25));
+        looks(40, 0.95, &|| _ = (load.whole(false), load.give_way(false)));
+        assert_eq!(parts(), (16.0, 0.1), "somebody gives way");
+        looks(40, 0.95, &|| _ = load.whole(true));
+        assert_eq!(parts(), (16.0, 0.1), "somebody wants more");
+        looks(40, 0.95, &|| _ = load.whole(false));
+        assert_eq!(parts(), (1.0, 0.1));
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn the_machine_is_watched_until_it_is_to_stop() {
+    async fn the_machine_is_watched_until_it_is_to_stop_if_it_is_the_one_that_is_counted() {
         let folder = tempfile::tempdir().unwrap();
         let (file, stop, load) = (folder.path().join("stat"), CancellationToken::new(), Load::default());
-        let watching = load.clone().watch_what_is_counted_in(file.clone(), stop.clone());
-        let counted = std::cell::Cell::new(Counted { idle: 1, all: 1 });
-        let look = async |busy: u64, ask: bool| {
-            let Counted { idle, all } = counted.get();
-            counted.set(Counted { idle: idle + 100 - busy, all: all + 100 });
-            let counted = counted.get();
-            std::fs::write(&file, format!("cpu  {} 0 0 {} 0 0 0 0\n", counted.all - counted.idle, counted.idle))
-                .unwrap();
-            if ask {
-                load.give_way();
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        };
-        let (whole, given) = (|| of_least(&load.0.whole), || of_least(&load.0.given));
+        let watching = load.clone().watch_what_is_counted_in(file.clone(), 2, stop.clone());
         let looks = async {
-            let until = async |ask: bool, busy: u64, (of_whole, of_given): (f64, f64)| {
-                // It may read late what is written here, on a thread whose time does not stand still.
-                for _ in 0..10_000 {
-                    look(busy, ask).await;
-                    if (whole() - of_whole).abs() < 0.001 && (given() - of_given).abs() < 0.001 {
+            // It may read late what is written here, on a thread whose time does not stand still.
+            let until = async |processors: u32, whole: u32, given: u32| {
+                for looks in 1..10_000 {
+                    let each: String = (0..processors).map(|number| format!("cpu{number} 1 0 0 1 0 0 0 0\n")).collect();
+                    let (busy, idle) = (looks, looks * 9);
+                    std::fs::write(&file, format!("cpu  {busy} 0 0 {idle} 0 0 0 0\n{each}intr 1\n")).unwrap();
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    let is = [&load.0.whole, &load.0.given].map(|part| part.load(Ordering::Relaxed));
+                    if is == [whole, given] {
                         return;
                     }
                 }
-                panic!("{} and {} of a part, expected {of_whole} and {of_given}", whole(), given());
+                panic!("{:?}, expected {whole} and {given}", load.0);
             };
-            until(false, 10, (16.0, 0.25)).await;
-            look(10, false).await;
-            assert!(given() < 0.26, "nobody has given way");
-            until(true, 10, (16.0, 16.0)).await;
-            for _ in 0..LOOKS_REMEMBERED / 2 {
-                look(10, false).await;
+            until(2, MOST, LEAST / 4).await;
+            until(3, LEAST, LEAST).await;
+            until(1, MOST, LEAST / 4).await;
+            std::fs::remove_file(&file).unwrap();
+            while load.0.whole.load(Ordering::Relaxed) != LEAST {
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            assert!(given() > 15.9, "somebody did a moment ago");
-            until(false, 10, (16.0, 0.25)).await;
-            until(false, 95, (16.0, 0.1)).await;
-            assert!(whole() > 15.9, "nobody had company");
-            load.whole(false);
-            until(true, 95, (16.0, 0.1)).await;
-            for _ in 0..LOOKS_REMEMBERED / 2 {
-                load.whole(false);
-                look(95, false).await;
-            }
-            assert!(whole() > 15.9, "somebody gave way a moment ago");
-            load.0.looks.store(0, Ordering::Relaxed);
-            for _ in 0..40 {
-                load.whole(true);
-                look(95, false).await;
-            }
-            assert!(whole() > 15.9, "somebody waits for more");
-            for _ in 0..10_000 {
-                load.whole(false);
-                look(95, false).await;
-                if whole() < 1.01 {
-                    return stop.cancel();
-                }
-            }
-            panic!("{} of a part, expected a least one", whole());
+            stop.cancel();
         };
         tokio::join!(watching, looks);
     }

@@ -31,6 +31,9 @@ async fn in_company_each_has_its_part_of_the_machine() {
         let many = Used { invocations: 1, ..Used::default() };
         about(take(&pace, "a", 2_000, many).await, per_processor(5));
         pace.saw("b");
+        let unasked = Used { deliveries: 1, ..Used::default() };
+        about(take(&pace, "a", 4_000, unasked).await, per_processor(5));
+        pace.saw("b");
         let long = Used { cpu: Duration::from_millis(50), ..Used::default() };
         about(take(&pace, "a", 40, long).await, per_processor(8));
         pace.saw("b");
@@ -195,6 +198,61 @@ async fn parts_are_as_large_as_the_machine_has_room_except_for_bytes() {
     about(began.elapsed(), Duration::from_secs(2));
 }
 
+/// In how many of a hundred looks the machine is full, and how long one at a fifth of it waits at most, beside one who fills
+/// it with so few pieces at a time that none ever seems to wait, and pauses now and then for long enough to be forgotten.
+async fn beside_one_who_fills_the_machine(pause_every: Duration) -> (usize, Duration) {
+    const LOOKS: usize = 240;
+    let pace = Pace::new(1, Load::fixed(16.0, 0.25), CancellationToken::new());
+    let (done, longest) = (std::cell::Cell::new(0.0), std::cell::Cell::new(Duration::ZERO));
+    let (began, one) = (Instant::now(), Used { invocations: 1, ..Used::default() });
+    let piece = async |name: &str, takes: Duration| {
+        let turn = pace.turn(name, false).await;
+        tokio::time::sleep(takes).await;
+        pace.used(name, turn, one);
+        done.set(done.get() + 1.0);
+    };
+    let greedy = async |_| loop {
+        let into = Duration::from_nanos((began.elapsed().as_nanos() % pause_every.as_nanos()) as u64);
+        tokio::time::sleep(Duration::from_millis(300).saturating_sub(into)).await;
+        piece("greedy", Duration::from_millis(10)).await;
+    };
+    let modest = async {
+        for number in 0.. {
+            let due = began + Duration::from_secs(1) / 360 * number;
+            tokio::time::sleep_until(due).await;
+            piece("modest", Duration::ZERO).await;
+            if began.elapsed() > Duration::from_secs(10) {
+                longest.set(longest.get().max(due.elapsed()));
+            }
+        }
+    };
+    let looks = async {
+        let mut full = 0;
+        for _ in 0..LOOKS {
+            tokio::time::sleep(LOOK_EVERY).await;
+            // It can do two thousand in a second.
+            let share = f64::min(done.replace(0.0) / LOOK_EVERY.as_secs_f64() / 2_000.0, 1.0);
+            full += usize::from(share > 0.8);
+            pace.load.look(share);
+        }
+        full * 100 / LOOKS
+    };
+    tokio::select! {
+        _ = futures_util::future::join_all((0..20).map(greedy)) => unreachable!("they go on"),
+        () = modest => unreachable!("it goes on"),
+        full = looks => (full, longest.get()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_fills_the_machine_gives_way_whatever_he_does_not_to_seem_to_want_more() {
+    for pause_every_s in [2, 6, 3_600] {
+        let (full, longest) = beside_one_who_fills_the_machine(Duration::from_secs(pause_every_s)).await;
+        assert!(full < 40, "{pause_every_s} s: full in {full} of a hundred looks");
+        assert!(longest < Duration::from_millis(100), "{pause_every_s} s: waited {longest:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_has_wanted_more_for_longer_gives_way_to_who_begins_to_for_as_long_as_that_is_a_burst() {
     let pace = Pace::new(1, Load::fixed(1.0, 0.1), CancellationToken::new());
@@ -294,7 +352,8 @@ async fn only_who_has_waited_all_the_time_wants_more() {
     };
     assert!(!comes(true, 0).await && !comes(true, 40).await && !comes(true, 40).await);
     assert!(comes(true, 40).await, "for more than a tenth of a second");
-    assert!(!comes(false, 1).await && !comes(true, 1).await, "there was one that waited for nothing");
+    assert!(comes(false, 10).await && comes(true, 10).await, "there was one that waited for nothing");
+    assert!(!comes(false, 21).await && !comes(true, 1).await, "and then none waited");
     assert!(!comes(true, 5_000).await, "and one long after it begins anew");
 }
 
@@ -303,6 +362,7 @@ async fn what_counts_is_bounded_whatever_was_used_and_however_many_are_under_way
     let pace = Pace::new(1, Load::default(), CancellationToken::new());
     pace.saw("b");
     let boundless = Used {
+        deliveries: u32::MAX,
         invocations: u32::MAX,
         effects: u32::MAX,
         cpu: Duration::from_secs(u64::from(u32::MAX)),

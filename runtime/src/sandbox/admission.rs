@@ -176,7 +176,10 @@ fn missing(plugin: &str, capabilities: &[String]) -> String {
     if tables.is_empty() {
         listed
     } else {
-        format!("{listed}. In the tenant's file that would be, for instance:{tables}")
+        format!(
+            "{listed}. In the tenant's file, or after tenants.NAME. in a file of all, and by an account that it has, that \
+             would be, for instance:{tables}"
+        )
     }
 }
 

@@ -49,6 +49,22 @@ async fn a_suspended_destination_is_probed_by_one_effect_at_a_time() -> Result<(
 }
 
 #[tokio::test]
+async fn a_probe_that_is_to_be_tried_again_is_there_for_the_next_one() -> Result<()> {
+    let opened = Opened::new().await?;
+    opened.store.settle(settled("e", &["a@x.org"])).await?;
+    let answers =
+        [("suspended", Next::Suspended { probe_ms: i64::MAX }), ("transient", Next::Pending { due_ms: i64::MAX })];
+    for (outcome, next) in answers {
+        let probe = opened.claim("me").await?.pop().context("it is claimed")?;
+        opened.finish("me", &probe, outcome, next).await?;
+        assert!(opened.claim("me").await?.is_empty(), "the next probe is not due");
+        opened.store.probe_now().await?;
+    }
+    assert_eq!(opened.claim("me").await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_was_attempted_least_is_the_probe() -> Result<()> {
     let opened = Opened::new().await?;
     opened.store.settle(settled("one", &["a@x.org"])).await?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rusqlite::{Connection, Result};
 
 use super::Suspensions;
+use crate::store::LEASE_MS;
 use crate::store::rows::{Finished, Next};
 
 /// Records the attempt of an owner that is about to be made.
@@ -22,7 +23,7 @@ pub(super) fn finish_all(
 ) -> Result<BTreeSet<String>> {
     let mut due = BTreeSet::new();
     for finished in finished {
-        due.extend(finish(connection, finished)?);
+        due.extend(finish(connection, finished, suspended.contains_key(&finished.destination))?);
     }
     // The last word on a destination counts; what is tried again says nothing about it.
     let speaks = |finished: &&&Finished| matches!(finished.next, Next::Suspended { .. } | Next::Delivered | Next::Dead);
@@ -51,15 +52,17 @@ pub(super) fn finish_all(
     Ok(due)
 }
 
-/// Ends an attempt and moves on its effect, if it holds the claim. Where others follow it.
-fn finish(connection: &Connection, finished: &Finished) -> Result<Vec<String>> {
+/// Ends an attempt and moves on its effect, if it holds the claim. Where others follow it. At a suspended destination it was
+/// a probe: it is there for the next one, for there may be no other.
+fn finish(connection: &Connection, finished: &Finished, is_probe: bool) -> Result<Vec<String>> {
     let Finished { seq, owner, attempt, ended_ms, outcome, answer, in_doubt, next, destination: _ } = finished;
     let end =
         "UPDATE attempt SET ended_ms = ?, outcome = ?, answer = ? WHERE effect_seq = ? AND number = ? AND owner = ?";
     connection.prepare_cached(end)?.execute((ended_ms, outcome, answer.as_bytes(), seq, attempt, owner))?;
     let (due_ms, failures) = match next {
-        Next::Pending { due_ms } => (due_ms, 1_u32),
-        Next::Suspended { .. } | Next::Delivered | Next::Dead | Next::Expired | Next::Refused => (ended_ms, 0),
+        Next::Pending { due_ms } if is_probe => ((*due_ms).min(ended_ms + LEASE_MS), 1_u32),
+        Next::Pending { due_ms } => (*due_ms, 1),
+        Next::Suspended { .. } | Next::Delivered | Next::Dead | Next::Expired | Next::Refused => (*ended_ms, 0),
     };
     let move_on = "UPDATE effect SET state = ?, reason = ?, due_ms = ?, owner = NULL, lease_ms = NULL, \
                    failures = failures + ?, in_doubt = in_doubt + ? \
