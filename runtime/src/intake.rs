@@ -184,7 +184,7 @@ impl Intake {
     /// Waits for the tenant's turn for a delivery that has no plugin run.
     async fn pass(&self, tenant: &str) {
         let turn = self.turn(tenant).await;
-        self.pace.used(tenant, turn, Used { deliveries: 1, ..Used::default() });
+        self.pace.used(tenant, turn, used(&[]));
     }
 
     async fn decide(&self, tenant: &str, delivery: Arc<Delivery>, received_ms: i64, basis: Basis) -> Decision {
@@ -260,7 +260,7 @@ impl Intake {
             TaskError::NotFound if is_fresh(event, received_ms) => deferred(reason),
             TaskError::Unavailable(_) => deferred(reason),
             TaskError::Denied(_) => {
-                tracing::error!(task_id = %event.task_id, %reason, "Taskcluster denies access: the event waits");
+                tracing::error!(task_id = %event.task_id, %reason, "Taskcluster denies access");
                 deferred(reason)
             }
             TaskError::NotFound | TaskError::Gone | TaskError::TooLarge(_) | TaskError::Unusable(_) => dead(reason),
@@ -436,9 +436,10 @@ impl InHand {
     const MAX: usize = 32;
 }
 
-/// What making a plan took.
+/// What making a plan took, be it of nothing.
 fn used(invocations: &[Invocation]) -> Used {
     Used {
+        deliveries: u32::from(invocations.is_empty()),
         invocations: u32::try_from(invocations.len()).unwrap_or(u32::MAX),
         cpu: invocations.iter().map(|invocation| Duration::from_micros(invocation.cpu_us)).sum(),
         ..Used::default()
